@@ -1,0 +1,2 @@
+//! Empty: it exists so that the agent can depend on this crate, and cargo rebuilds the programs when it changes.
+#![no_std]

@@ -1,0 +1,11 @@
+//! NetworkPolicy as pure data.
+//!
+//! Objects (JSON values, from files or from the API server) are decoded, defaulted and validated by [`decode`] into
+//! the [`model`]. From there two independent ways lead to a verdict: [`compile`] turns a [`model::Cluster`] into the
+//! tables of `netpol-common`, which `netpol_common::decide` reads; [`oracle`] answers from the text of the Kubernetes
+//! API alone. Property tests hold one against the other.
+
+pub mod decode;
+pub mod model;
+pub mod oracle;
+pub mod selector;

@@ -1,0 +1,278 @@
+//! Kubernetes objects as far as they matter for network policy: plain, defaulted, validated.
+//!
+//! Terms are those of `networking.k8s.io/v1`. Optional things that change the meaning are spelled out as variants, so
+//! that a default can never be applied twice or forgotten.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// Label set.
+pub type Labels = BTreeMap<String, String>;
+
+/// Namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// Namespace; empty for cluster-scoped objects.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// Joins both parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp,
+    /// IP protocol 17.
+    Udp,
+    /// IP protocol 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+    /// The API's spelling.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Name.
+    pub name: String,
+    /// Labels. `kubernetes.io/metadata.name` is always among them (the API server sets it; decoding adds it).
+    pub labels: Labels,
+}
+
+/// Phase of a pod, as far as it matters: a finished pod owns no address (semantics W6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Pending, Running or Unknown.
+    Live,
+    /// Succeeded or Failed.
+    Finished,
+}
+
+/// A port that a container declares.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// Name, if any; unique per pod only together with the protocol.
+    pub name: Option<String>,
+    /// Protocol, defaulted to TCP.
+    pub protocol: Protocol,
+    /// Number, 1–65535.
+    pub port: u16,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// UID; identity of the pod together with its interface (D12).
+    pub uid: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.nodeName`, empty while unscheduled.
+    pub node: String,
+    /// `spec.hostNetwork`: neither subject nor peer (W1).
+    pub host_network: bool,
+    /// Whether it still owns its addresses.
+    pub phase: Phase,
+    /// `status.podIPs`, all of them, in order.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of containers and of restartable init containers (P7).
+    pub ports: Vec<ContainerPort>,
+    /// `netpol-agent.dev/address-check: "off"`: the counted opt-out of D8.
+    pub address_check_off: bool,
+    /// `status.startTime` in seconds of the epoch, if set: a status newer than a veth may name it (D12).
+    pub started: Option<i64>,
+}
+
+impl Pod {
+    /// Whether policies can select it, and selectors can mean it.
+    #[must_use]
+    pub fn takes_part(&self) -> bool {
+        !self.host_network && self.phase == Phase::Live
+    }
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// `status.addresses` of type InternalIP and ExternalIP, and other addresses known to be the node's own.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Operator of a `matchExpressions` entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operator {
+    /// Key present with one of the values.
+    In(Vec<String>),
+    /// Key absent, or present with another value.
+    NotIn(Vec<String>),
+    /// Key present.
+    Exists,
+    /// Key absent.
+    DoesNotExist,
+}
+
+/// One requirement; all requirements of a selector must hold. `matchLabels` become `In` with one value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Requirement {
+    /// Label key.
+    pub key: String,
+    /// Operator and values (values sorted and deduplicated).
+    pub operator: Operator,
+}
+
+/// A label selector; without requirements it selects everything. Requirements are sorted and deduplicated, so that
+/// equal selectors compare equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Selector {
+    /// Requirements, all of which must hold.
+    pub requirements: Vec<Requirement>,
+}
+
+/// Which namespaces a peer means.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NamespaceScope {
+    /// The policy's own (`namespaceSelector` absent). The name is filled in by decoding.
+    Own(String),
+    /// Those whose labels match.
+    Matching(Selector),
+}
+
+/// An entry of `from` or `to`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Peer {
+    /// Pods by namespace and labels (A12, A13). An absent `podSelector` is the empty selector.
+    Pods {
+        /// Namespaces.
+        namespaces: NamespaceScope,
+        /// Pods within them.
+        pods: Selector,
+    },
+    /// Addresses (B1–B9). Host bits are masked, excepts outside the block dropped, list sorted.
+    Block {
+        /// The block.
+        cidr: IpNet,
+        /// What is taken out of this peer only.
+        except: Vec<IpNet>,
+    },
+    /// An entry that could not be read or says nothing: matches nothing (A11).
+    Nothing,
+}
+
+/// The port part of an entry of `ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PortSpec {
+    /// Every port of the protocol (A9).
+    All,
+    /// `port` to `endPort`, both included; equal for a single port (P9).
+    Range(u16, u16),
+    /// A named port, resolved on the destination pod (P1, P2).
+    Named(String),
+}
+
+/// An entry of `ports`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortMatch {
+    /// Protocol, defaulted to TCP (A9, A10).
+    pub protocol: Protocol,
+    /// Ports.
+    pub ports: PortSpec,
+}
+
+/// An ingress or egress rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rule {
+    /// Index in the policy's list, for explanations.
+    pub index: usize,
+    /// `from` or `to`; `None` when absent or empty: every peer (A7).
+    pub peers: Option<Vec<Peer>>,
+    /// `ports`; `None` when absent or empty: every port of every protocol (A8).
+    pub ports: Option<Vec<PortMatch>>,
+}
+
+/// A NetworkPolicy. A direction that is `None` is not isolated by it; `Some(vec![])` denies all (A1–A5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Pods it selects, in its namespace.
+    pub selector: Selector,
+    /// Ingress rules.
+    pub ingress: Option<Vec<Rule>>,
+    /// Egress rules.
+    pub egress: Option<Vec<Rule>>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port of the Service.
+    pub port: u16,
+    /// Node port, or 0.
+    pub node_port: u16,
+}
+
+/// A Service; used from decision D6 on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Cluster, external and load-balancer addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// Everything that decides a verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Namespaces by name. A pod in a namespace that is not here matches no namespace selector (W12).
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods by namespace and name.
+    pub pods: BTreeMap<ObjectName, Pod>,
+    /// Policies by namespace and name.
+    pub policies: BTreeMap<ObjectName, Policy>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Services by namespace and name.
+    pub services: BTreeMap<ObjectName, Service>,
+}

@@ -1,0 +1,1 @@
+//! Nodes and pods made of network namespaces, a control plane, and probes, for tests and `cargo xtask run`.
