@@ -1,0 +1,6 @@
+//! The node agent.
+//!
+//! Objects flow `source` → `intake` → `netpol_policy::compile` (the index) → `reconcile` → `dataplane`; interfaces flow
+//! `interfaces` → `reconcile` → `dataplane` (attach). One task owns the compiler, one thread does the bpf calls (D16).
+
+pub mod dataplane;
