@@ -1,1 +1,47 @@
-fn main() {}
+//! What developers run: `cargo xtask <command>`.
+//!
+//! This crate bootstraps everything else, so it depends on nothing that needs more than a Rust toolchain and a C
+//! linker: not on the agent, not on the BPF toolchain. Every command first asks [`setup`] for what it needs and then
+//! drives cargo, the sandbox, or the suites. Messages go to standard error; standard output belongs to what a command
+//! prints as its result (`run --output json`).
+
+mod bench;
+mod lint;
+mod process;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, run, test and measure netpol-agent", version)]
+enum Command {
+    /// Install what is missing on this machine; everything that is there already is left alone
+    Setup(setup::Args),
+    /// Run the agent against a cluster on this machine and check every connection against the policies
+    Run(run::Args),
+    /// Run the tests, the privileged ones included
+    Test(test::Args),
+    /// Measure what a packet costs in each program
+    Bench(bench::Args),
+    /// Check formatting, lints, and the size of modules
+    Lint(lint::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Setup(args) => setup::main(&args),
+        Command::Run(args) => run::main(args),
+        Command::Test(args) => test::main(&args),
+        Command::Bench(args) => bench::main(&args),
+        Command::Lint(args) => lint::main(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        // 1 says "ran, and something is not as it should be"; 2 says "could not run".
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,2 @@
+//! A real control plane: etcd and kube-apiserver.
+pub mod installation;

@@ -1,0 +1,40 @@
+//! Debian packages, asked for by the program that is run and not by the package's name: what is installed in another
+//! way, or on another distribution, is as good.
+
+use anyhow::{Result, bail};
+
+use crate::process;
+
+/// Programs that the testbed and the build run, and the package that brings each.
+const PROGRAMS: [(&str, &str); 1] = [
+    // A C linker and compiler, for rustc and for the assembly in the TLS library.
+    ("cc", "build-essential"),
+];
+
+/// Packages whose program is not there.
+fn wanted() -> Vec<&'static str> {
+    PROGRAMS.iter().filter(|(program, _)| process::find(program).is_none()).map(|(_, package)| *package).collect()
+}
+
+pub(super) fn missing() -> Option<String> {
+    let wanted = wanted();
+    (!wanted.is_empty()).then(|| format!("Debian packages: {}", wanted.join(", ")))
+}
+
+pub(super) fn install() -> Result<()> {
+    let wanted = wanted();
+    if process::find("apt-get").is_none() {
+        bail!("there is no apt-get here: install {} in your distribution's way", wanted.join(", "));
+    }
+    if !process::is_root() {
+        bail!("this needs root: apt-get install {}", wanted.join(" "));
+    }
+    let apt = || {
+        let mut apt = process::command("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet", "--assume-yes"]);
+        apt
+    };
+    let install = || process::run(apt().args(["install", "--no-install-recommends"]).args(&wanted));
+    // The lists of a fresh machine are empty, and an old machine's name versions that are gone.
+    install().or_else(|_stale| process::run(apt().arg("update")).and_then(|()| install()))
+}

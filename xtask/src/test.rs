@@ -1,0 +1,101 @@
+//! `cargo xtask test`: every test of the project, in the order of what it proves cheapest.
+//!
+//! Cargo's own output goes through unchanged. A step that fails does not stop the others: one run shows all that is
+//! wrong, and the list at the end names the steps.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use crate::setup::{self, Need};
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only what needs no root: unit and property tests
+    #[arg(long)]
+    unprivileged: bool,
+    /// Only these suites, and nothing else: packets, conformance, cluster, …
+    #[arg(long, value_delimiter = ',', conflicts_with = "unprivileged")]
+    suite: Vec<String>,
+    /// Given to the test binaries: a test's name, --nocapture, …
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+/// The packages whose tests need no root. The agent's are built with the BPF toolchain; the others need only Rust.
+const UNPRIVILEGED: [&str; 5] = ["netpol-common", "netpol-policy", "netpol-testbed", "xtask", "netpol-agent"];
+
+/// Runs the tests; the status is 1 if one fails.
+///
+/// # Errors
+/// Something that the tests need is missing and cannot be installed.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let mut steps: Vec<(String, Command)> = Vec::new();
+    if args.suite.is_empty() {
+        let mut unit = process::cargo();
+        unit.args(["test", "--no-fail-fast"]);
+        for package in UNPRIVILEGED {
+            unit.args(["--package", package]);
+        }
+        steps.push(("unit and property tests".to_owned(), forward(unit, &[], &args.arguments)));
+    }
+    if args.unprivileged {
+        setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN].concat())?;
+    } else {
+        if !process::is_root() {
+            bail!("the suites need root for namespaces and BPF; --unprivileged runs what does not");
+        }
+        setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN, &[Need::ControlPlane]].concat())?;
+        for suite in if args.suite.is_empty() { suites()? } else { args.suite.clone() } {
+            let mut tests = process::cargo();
+            tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", &suite]);
+            // Suites make namespaces, pins and links on one machine: one test at a time.
+            steps.push((format!("suite {suite}"), forward(tests, &["--test-threads=1"], &args.arguments)));
+        }
+        // The suites run the agent's binary as it is shipped.
+        process::run(process::cargo().args(["build", "--package", "netpol-agent", "--bins"]))?;
+    }
+    let begin = Instant::now();
+    let mut failed = Vec::new();
+    for (name, mut command) in steps {
+        eprintln!("\ntest: {name}: {}", process::line(&command));
+        let status = command.status().with_context(|| format!("cannot start `{}`", process::line(&command)))?;
+        if !status.success() {
+            failed.push(name);
+        }
+    }
+    if failed.is_empty() {
+        eprintln!("\ntest: all passed, {} s", begin.elapsed().as_secs());
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("\ntest: FAILED: {}", failed.join(", "));
+    Ok(ExitCode::from(1))
+}
+
+/// The test binaries of the suites: the files in their folder, so that a new one is never forgotten here.
+fn suites() -> Result<Vec<String>> {
+    let folder = process::workspace().join("tests/suites/tests");
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut suites = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+        {
+            suites.push(name.to_owned());
+        }
+    }
+    suites.sort();
+    Ok(suites)
+}
+
+/// Adds what follows `--`.
+fn forward(mut command: Command, own: &[&str], callers: &[String]) -> Command {
+    if !own.is_empty() || !callers.is_empty() {
+        command.arg("--").args(own).args(callers);
+    }
+    command
+}
