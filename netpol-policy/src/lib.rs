@@ -9,3 +9,5 @@ pub mod decode;
 pub mod model;
 pub mod oracle;
 pub mod selector;
+mod syntax;
+pub mod workloads;
