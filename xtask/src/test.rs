@@ -75,16 +75,16 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(1))
 }
 
-/// The test binaries of the suites: the files in their folder, so that a new one is never forgotten here.
+/// The test binaries of the suites, as cargo finds them: files, and folders with a `main.rs`. Read from the folder, so
+/// that a new one is never forgotten here.
 fn suites() -> Result<Vec<String>> {
     let folder = process::workspace().join("tests/suites/tests");
     let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut suites = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-        {
+        let is_suite = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+        if is_suite && let Some(name) = path.file_stem().and_then(|name| name.to_str()) {
             suites.push(name.to_owned());
         }
     }
