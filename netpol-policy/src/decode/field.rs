@@ -9,11 +9,11 @@ use serde_json::Value;
 
 /// A field and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FieldError {
+pub(crate) struct FieldError {
     /// Such as `spec.ingress[0].from[1].ipBlock.cidr`.
-    pub(super) field: String,
+    pub(crate) field: String,
     /// What is wrong.
-    pub(super) message: String,
+    pub(crate) message: String,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ enum Step<'a> {
 
 /// A value and the way to it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Field<'a> {
+pub(crate) struct Field<'a> {
     value: &'a Value,
     step: Step<'a>,
     parent: Option<&'a Field<'a>>,
@@ -36,22 +36,22 @@ static NULL: Value = Value::Null;
 
 impl<'a> Field<'a> {
     /// The whole object.
-    pub(super) const fn root(value: &'a Value) -> Self {
+    pub(crate) const fn root(value: &'a Value) -> Self {
         Self { value, step: Step::Root, parent: None }
     }
 
     /// The value itself.
-    pub(super) const fn value(&self) -> &'a Value {
+    pub(crate) const fn value(&self) -> &'a Value {
         self.value
     }
 
     /// An error about this field.
-    pub(super) fn error(&self, message: impl Into<String>) -> FieldError {
+    pub(crate) fn error(&self, message: impl Into<String>) -> FieldError {
         FieldError { field: self.path(), message: message.into() }
     }
 
     /// The way here.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         let mut steps = Vec::new();
         let mut at = Some(self);
         while let Some(field) = at {
@@ -76,7 +76,7 @@ impl<'a> Field<'a> {
     }
 
     /// Whether it is missing or null.
-    pub(super) fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         self.value.is_null()
     }
 
@@ -93,7 +93,7 @@ impl<'a> Field<'a> {
     }
 
     /// A member of this object; an absent one if this is absent itself.
-    pub(super) fn member<'b>(&'b self, name: &'b str) -> Result<Field<'b>, FieldError> {
+    pub(crate) fn member<'b>(&'b self, name: &'b str) -> Result<Field<'b>, FieldError> {
         let value = match self.value {
             Value::Object(members) => members.get(name).unwrap_or(&NULL),
             Value::Null => &NULL,
@@ -105,7 +105,7 @@ impl<'a> Field<'a> {
     }
 
     /// The items of this list.
-    pub(super) fn items<'b>(&'b self) -> Result<impl ExactSizeIterator<Item = Field<'b>>, FieldError> {
+    pub(crate) fn items<'b>(&'b self) -> Result<impl ExactSizeIterator<Item = Field<'b>>, FieldError> {
         let items: &[Value] = match self.value {
             Value::Array(items) => items,
             Value::Null => &[],
@@ -121,7 +121,7 @@ impl<'a> Field<'a> {
     }
 
     /// The entries of this map, in the order of their keys.
-    pub(super) fn entries<'b>(&'b self) -> Result<Vec<(&'b str, Field<'b>)>, FieldError> {
+    pub(crate) fn entries<'b>(&'b self) -> Result<Vec<(&'b str, Field<'b>)>, FieldError> {
         match self.value {
             Value::Object(members) => {
                 let entry = |(key, value): (&'b String, &'b Value)| {
@@ -135,7 +135,7 @@ impl<'a> Field<'a> {
     }
 
     /// A string, if present.
-    pub(super) fn string(&self) -> Result<Option<&'a str>, FieldError> {
+    pub(crate) fn string(&self) -> Result<Option<&'a str>, FieldError> {
         match self.value {
             Value::String(text) => Ok(Some(text)),
             Value::Null => Ok(None),
@@ -144,12 +144,12 @@ impl<'a> Field<'a> {
     }
 
     /// A string, if present and not empty: most of the API takes both for unset.
-    pub(super) fn filled_string(&self) -> Result<Option<&'a str>, FieldError> {
+    pub(crate) fn filled_string(&self) -> Result<Option<&'a str>, FieldError> {
         Ok(self.string()?.filter(|text| !text.is_empty()))
     }
 
     /// A boolean; absent is false.
-    pub(super) fn boolean(&self) -> Result<bool, FieldError> {
+    pub(crate) fn boolean(&self) -> Result<bool, FieldError> {
         match self.value {
             Value::Bool(value) => Ok(*value),
             Value::Null => Ok(false),
@@ -160,7 +160,7 @@ impl<'a> Field<'a> {
     }
 
     /// An `int32`, if present. YAML may bring a whole number as a float, which its way to JSON makes an integer.
-    pub(super) fn integer(&self) -> Result<Option<i32>, FieldError> {
+    pub(crate) fn integer(&self) -> Result<Option<i32>, FieldError> {
         match self.value {
             Value::Number(number) => {
                 let whole = match (number.as_i64(), number.as_f64()) {
@@ -179,7 +179,7 @@ impl<'a> Field<'a> {
     }
 
     /// A port number, 1 to 65535, if present.
-    pub(super) fn port(&self) -> Result<Option<u16>, FieldError> {
+    pub(crate) fn port(&self) -> Result<Option<u16>, FieldError> {
         let Some(number) = self.integer()? else { return Ok(None) };
         match u16::try_from(number) {
             Ok(port) if port != 0 => Ok(Some(port)),
@@ -188,7 +188,7 @@ impl<'a> Field<'a> {
     }
 
     /// A map of strings.
-    pub(super) fn string_map(&self) -> Result<BTreeMap<String, String>, FieldError> {
+    pub(crate) fn string_map(&self) -> Result<BTreeMap<String, String>, FieldError> {
         let mut map = BTreeMap::new();
         for (key, value) in self.entries()? {
             map.insert(key.to_owned(), value.string()?.unwrap_or_default().to_owned());

@@ -19,7 +19,7 @@ pub(super) struct Meta {
 }
 
 /// Namespace and name, if both can be read, valid or not: enough to say whom an error is about.
-pub(super) fn readable_name(kind: Kind, object: &Value) -> Option<ObjectName> {
+pub(crate) fn readable_name(kind: Kind, object: &Value) -> Option<ObjectName> {
     let metadata = object.get("metadata")?;
     let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
     let namespace = if kind.is_namespaced() {

@@ -9,11 +9,11 @@
 
 mod addresses;
 mod cluster;
-mod field;
-mod meta;
+pub(crate) mod field;
+pub(crate) mod meta;
 mod pod;
-mod policy;
-mod time;
+pub(crate) mod policy;
+pub(crate) mod time;
 
 use std::collections::VecDeque;
 
@@ -78,7 +78,7 @@ impl Kind {
     /// The kind of an object, if it is one of ours. Other groups have kinds of the same name
     /// (`crd.projectcalico.org NetworkPolicy`), so the group counts; the group `extensions` once had NetworkPolicy and
     /// whoever still writes it means ours. Without `apiVersion`, as in items of a typed list, the name decides.
-    fn of(object: &Value) -> Option<Self> {
+    pub(crate) fn of(object: &Value) -> Option<Self> {
         let name = object.get("kind")?.as_str()?;
         let kind = Self::ALL.into_iter().find(|kind| kind.name() == name)?;
         let ours = match object.get("apiVersion") {
@@ -98,7 +98,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-fn group(api_version: &str) -> &str {
+pub(crate) fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
@@ -168,7 +168,11 @@ impl Rejected {
         }
     }
 
-    fn new(kind: impl Into<String>, name: Option<ObjectName>, FieldError { field, message }: FieldError) -> Self {
+    pub(crate) fn new(
+        kind: impl Into<String>,
+        name: Option<ObjectName>,
+        FieldError { field, message }: FieldError,
+    ) -> Self {
         let field = if field.is_empty() { "(root)".to_owned() } else { field };
         Self { kind: kind.into(), name, field, message, isolate: None }
     }

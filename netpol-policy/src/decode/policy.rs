@@ -164,7 +164,7 @@ fn cidr(field: &Field<'_>) -> Result<WrittenCidr, FieldError> {
 }
 
 /// A `metav1.LabelSelector`; `None` if absent or null, which means other things in other places (A4, A12).
-pub(super) fn selector(field: &Field<'_>) -> Result<Option<Selector>, FieldError> {
+pub(crate) fn selector(field: &Field<'_>) -> Result<Option<Selector>, FieldError> {
     if field.is_absent() {
         return Ok(None);
     }

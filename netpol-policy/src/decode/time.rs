@@ -1,7 +1,7 @@
 //! RFC 3339 timestamps, as far as `metav1.Time` uses them.
 
 /// Seconds of the epoch; fractions are dropped. `None` if it is no RFC 3339 timestamp.
-pub(super) fn seconds_of_epoch(text: &str) -> Option<i64> {
+pub(crate) fn seconds_of_epoch(text: &str) -> Option<i64> {
     let (date, rest) = text.split_once('T')?;
     let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
     let zone_at = rest.find(['Z', '+', '-'])?;
