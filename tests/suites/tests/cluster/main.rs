@@ -3,3 +3,4 @@
 //! same requests.
 
 mod manifests;
+mod premises;
