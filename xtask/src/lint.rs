@@ -56,19 +56,14 @@ fn clippy_of_programs() -> Command {
     clippy
 }
 
-/// Modules of more than [`LINES`] lines.
+/// Modules of more than [`LINES`] lines, of all that git knows or would add.
 fn long_modules(root: &Path) -> Result<Vec<(PathBuf, usize)>> {
-    let listed = process::output(process::command("git").current_dir(root).args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "*.rs",
-    ]))?;
+    let mut list = process::command("git");
+    list.current_dir(root).args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]);
     let mut long = Vec::new();
-    for name in listed.lines() {
+    for name in process::output(&mut list)?.lines() {
         let path = root.join(name);
-        // Deleted, but not yet in the index.
+        // Deleted, and still in the index.
         if !path.is_file() {
             continue;
         }
@@ -79,4 +74,19 @@ fn long_modules(root: &Path) -> Result<Vec<(PathBuf, usize)>> {
         }
     }
     Ok(long)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_of_more_than_the_limit_is_named_with_its_length() {
+        let root = tempfile::tempdir().unwrap();
+        process::output(process::command("git").current_dir(root.path()).args(["init", "--quiet"])).unwrap();
+        std::fs::write(root.path().join("just-right.rs"), "//\n".repeat(LINES)).unwrap();
+        std::fs::write(root.path().join("long.rs"), "//\n".repeat(LINES + 1)).unwrap();
+        std::fs::write(root.path().join("long.md"), "-\n".repeat(LINES + 1)).unwrap();
+        assert_eq!(long_modules(root.path()).unwrap(), [(PathBuf::from("long.rs"), LINES + 1)]);
+    }
 }

@@ -99,3 +99,39 @@ fn forward(mut command: Command, own: &[&str], callers: &[String]) -> Command {
     }
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_of_the_folder_is_run() {
+        let suites = suites().unwrap();
+        assert!(suites.iter().any(|suite| suite == "cluster"), "{suites:?}");
+        for suite in suites {
+            let folder = process::workspace().join("tests/suites/tests");
+            let (file, main) = (folder.join(format!("{suite}.rs")), folder.join(&suite).join("main.rs"));
+            assert!(file.is_file() || main.is_file(), "{suite}");
+        }
+    }
+
+    #[test]
+    fn suites_run_one_test_at_a_time_and_take_the_callers_arguments() {
+        let command = forward(Command::new("cargo"), &["--test-threads=1"], &["a_name".to_owned()]);
+        assert_eq!(process::line(&command), "cargo -- --test-threads=1 a_name");
+        assert_eq!(process::line(&forward(Command::new("cargo"), &[], &[])), "cargo");
+    }
+
+    #[test]
+    fn every_package_of_the_workspace_is_tested_by_some_step() {
+        let manifest = std::fs::read_to_string(process::workspace().join("Cargo.toml")).unwrap();
+        let members = manifest.split_once("members = [").unwrap().1.split_once(']').unwrap().0;
+        for member in members.split(',').map(|member| member.trim().trim_matches('"')).filter(|name| !name.is_empty()) {
+            let manifest = std::fs::read_to_string(process::workspace().join(member).join("Cargo.toml")).unwrap();
+            let name = manifest.split_once("name = \"").unwrap().1.split_once('"').unwrap().0;
+            // The suites are steps of their own; the programs have no tests but those that load them.
+            let elsewhere = ["netpol-suites", "netpol-ebpf"].contains(&name);
+            assert!(elsewhere || UNPRIVILEGED.contains(&name), "{name}");
+        }
+    }
+}
