@@ -4,3 +4,10 @@
 //! `interfaces` → `reconcile` → `dataplane` (attach). One task owns the compiler, one thread does the bpf calls (D16).
 
 pub mod dataplane;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod intake;
+pub mod metrics;
+pub mod source;
+pub mod telemetry;
