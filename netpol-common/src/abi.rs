@@ -439,6 +439,8 @@ pub mod id_kind {
     pub const RULE: u32 = 4;
     /// Endpoint number; the digest is of the pod's UID and interface.
     pub const ENDPOINT: u32 = 5;
+    /// Id 0 only: the digest of who owns this datapath, its source of objects and its node name.
+    pub const OWNER: u32 = 6;
 }
 
 /// The first 128 bits of the SHA-256 of what an id stands for.

@@ -1,0 +1,298 @@
+//! The kernel's side: loads the programs, pins everything, attaches, writes maps, reads counters.
+//!
+//! [`Dataplane::open`] finds what an earlier agent left under [`pins`] and adopts it: maps are taken as they are, the
+//! programs are exchanged in place if they differ. The compiler's plans arrive as `MapOp`s and are written by [`maps`]
+//! in their order; interfaces are attached by [`attach`]. All of it runs on one thread (decision D16).
+
+pub mod attach;
+pub mod counters;
+pub mod maps;
+pub mod object;
+pub mod pins;
+pub mod shapes;
+pub mod sys;
+pub mod words;
+
+use std::os::fd::AsFd as _;
+
+use aya::maps::{MapInfo, MapType};
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{EbpfError, EbpfLoader};
+use netpol_common::abi::{Digest, DigestKey, Direction, id_kind, names};
+use netpol_policy::compile::MapOp;
+use sha2::{Digest as _, Sha256};
+use tracing::{info, warn};
+
+use crate::config::{Attach, Config, ObjectSource};
+use attach::{AttachError, Attacher, Mechanism, Place, program_name, twin_name};
+use counters::{DropCounters, EndpointNamespaces};
+use maps::{Maps, MapsError};
+use pins::{PinError, Pins};
+use shapes::{Shape, shapes};
+
+/// The datapath could not be set up or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// A pin failed.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The object could not be loaded.
+    #[error("loading the object: {0}")]
+    Load(#[from] EbpfError),
+    /// A program could not be loaded.
+    #[error("loading program {name}: {source}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// Why; holds the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// The object holds no such program.
+    #[error("the object has no program {0}")]
+    NoProgram(&'static str),
+    /// A raw call failed.
+    #[error(transparent)]
+    Syscall(#[from] sys::SyscallError),
+    /// A map failed.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// Attaching failed.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The pins are another agent's.
+    #[error(
+        "what is pinned here was built by an agent with another source of objects or another node name than {node}; \
+         start with --takeover to replace its policies, or run `netpol-agent uninstall`"
+    )]
+    Owner {
+        /// The node name that this agent was given.
+        node: String,
+    },
+    /// A pinned map is not what this version expects, although the ABI version is the same.
+    #[error("pinned map {map} differs: {difference}; run `netpol-agent uninstall` first")]
+    Incompatible {
+        /// Name of the map.
+        map: &'static str,
+        /// What differs.
+        difference: String,
+    },
+}
+
+/// The loaded datapath of this node.
+pub struct Dataplane {
+    pins: Pins,
+    /// Typed maps.
+    pub maps: Maps,
+    attacher: Attacher,
+    /// Whether maps of an earlier agent were adopted.
+    pub adopted: bool,
+}
+
+impl Dataplane {
+    /// Loads or adopts the datapath.
+    pub fn open(config: &Config) -> Result<Self, DataplaneError> {
+        let pins = Pins::open(&config.bpf_root)?;
+        let present = names::ALL.iter().filter(|name| pins.map(name).exists()).count();
+        let adopted = present == names::ALL.len();
+        if !adopted && present > 0 {
+            // A first start that was cut off half way: nothing is attached before all maps are pinned.
+            warn!(present, "found part of a map set, building a new one");
+            pins.remove_objects()?;
+        }
+        load(&pins, config, adopted)?;
+        let mechanism = match config.attach {
+            Attach::Auto => Mechanism::probe(),
+            Attach::Tcx => Mechanism::Tcx,
+            Attach::Clsact => Mechanism::Clsact,
+        };
+        let attacher = Attacher::open(&pins, mechanism)?;
+        let maps = Maps::open(&pins)?;
+        info!(?mechanism, adopted, "datapath ready");
+        Ok(Self { pins, maps, attacher, adopted })
+    }
+
+    /// Attaches both programs to an interface.
+    pub fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        Ok(self.attacher.attach(&self.pins, ifindex)?)
+    }
+
+    /// Takes the programs off an interface.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+        Ok(self.attacher.detach(&self.pins, ifindex)?)
+    }
+
+    /// Where our programs are on an interface.
+    pub fn place(&self, ifindex: u32) -> Result<Place, DataplaneError> {
+        Ok(self.attacher.place(ifindex)?)
+    }
+
+    /// Puts our programs first on an interface.
+    pub fn go_first(&self, ifindex: u32) -> Result<(), DataplaneError> {
+        Ok(self.attacher.go_first(&self.pins, ifindex)?)
+    }
+
+    /// Forgets the links of an interface that somebody else has detached, so that attaching makes new ones.
+    pub fn forget_links(&self, ifindex: u32) -> Result<(), DataplaneError> {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            Pins::remove(&self.pins.link(ifindex, direction))?;
+        }
+        Ok(())
+    }
+
+    /// A reader of the drop counters.
+    pub fn drop_counters(&self, namespaces: EndpointNamespaces) -> Result<DropCounters, DataplaneError> {
+        Ok(DropCounters::open(&self.pins, namespaces)?)
+    }
+
+    /// Refuses to go on with what an agent with another source or node name has built (decision D14), unless told to.
+    pub fn check_owner(&mut self, config: &Config) -> Result<(), DataplaneError> {
+        const KEY: DigestKey = DigestKey { kind: id_kind::OWNER, id: 0 };
+        let digest = owner_digest(config);
+        match self.maps.digest(KEY)? {
+            Some(known) if known == digest => return Ok(()),
+            Some(_) if !config.takeover => {
+                return Err(DataplaneError::Owner { node: config.node.to_string() });
+            }
+            Some(_) => warn!("taking over from an agent with another source or node name"),
+            None => {}
+        }
+        Ok(self.maps.apply(&MapOp::PutDigest(KEY, digest))?)
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub const fn mechanism(&self) -> Mechanism {
+        self.attacher.mechanism()
+    }
+
+    /// Interfaces with a pinned link.
+    pub fn linked_interfaces(&self) -> Result<Vec<u32>, DataplaneError> {
+        Ok(self.pins.linked_interfaces()?)
+    }
+
+    /// Detaches everything and removes every pin.
+    pub fn uninstall(mut self) -> Result<(), DataplaneError> {
+        let mut interfaces = self.pins.linked_interfaces()?;
+        interfaces.extend(self.maps.interfaces()?.into_iter().map(|(ifindex, _)| ifindex));
+        interfaces.sort_unstable();
+        interfaces.dedup();
+        for ifindex in interfaces {
+            self.attacher.detach(&self.pins, ifindex)?;
+        }
+        let Self { pins, maps, attacher, adopted: _ } = self;
+        drop((maps, attacher));
+        Ok(pins.remove_all()?)
+    }
+}
+
+/// Loads the object onto the pinned maps, or new ones, and pins the programs unless the pinned ones are the same.
+fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    let shapes = shapes(config.max_endpoints.get());
+    let paths: Vec<_> = names::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+    for (name, path) in &paths {
+        let _ = loader.map_pin_path(*name, path);
+    }
+    for shape in &shapes {
+        // An adopted map keeps the size it was made with, whatever the flags say now.
+        let size = if adopted { pinned_size(pins, shape.name)? } else { shape.max_entries };
+        let _ = loader.map_max_entries(shape.name, size);
+    }
+    if adopted {
+        check_compatible(pins, &shapes)?;
+    }
+    // Twice: see `attach` for what the second copy is for.
+    for pin_name in [program_name as fn(Direction) -> &'static str, twin_name] {
+        load_programs(pins, &mut loader, adopted, pin_name)?;
+    }
+    Ok(())
+}
+
+fn load_programs(
+    pins: &Pins,
+    loader: &mut EbpfLoader<'_>,
+    adopted: bool,
+    pin_name: fn(Direction) -> &'static str,
+) -> Result<(), DataplaneError> {
+    let mut ebpf = loader.load(object::OBJECT)?;
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let name = program_name(direction);
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .ok_or(DataplaneError::NoProgram(name))?
+            .try_into()
+            .map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
+        program.load().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
+        let fd = program.fd().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
+        pin_program(pins, pin_name(direction), fd.as_fd(), adopted)?;
+    }
+    Ok(())
+}
+
+/// Pins a program over the one of an earlier agent, by a rename, so that there is always one. The same instructions are
+/// not pinned again: then the links need no update either.
+fn pin_program(
+    pins: &Pins,
+    name: &'static str,
+    fresh: std::os::fd::BorrowedFd<'_>,
+    adopted: bool,
+) -> Result<(), DataplaneError> {
+    let path = pins.program(name);
+    if adopted && let Ok(old) = sys::open_pinned(&path) {
+        if sys::program_info(old.as_fd())?.tag == sys::program_info(fresh)?.tag {
+            return Ok(());
+        }
+        info!(program = name, "programs changed since the last agent, exchanging them in place");
+    }
+    // bpffs renames only within one directory, and a pin under another name is found by nobody.
+    let new = pins.program(&format!("{name}_new"));
+    Pins::remove(&new)?;
+    sys::pin(fresh, &new)?;
+    std::fs::rename(&new, &path)
+        .map_err(|source| PinError::Io { operation: "rename", path: new.clone(), source })?;
+    Ok(())
+}
+
+fn owner_digest(config: &Config) -> Digest {
+    let mut hash = Sha256::new();
+    hash.update(config.node.as_str());
+    match &config.source {
+        // Not the server's address: a control plane may move.
+        ObjectSource::ApiServer { .. } => hash.update(b"\0api"),
+        ObjectSource::Manifests(directory) => {
+            hash.update(b"\0manifests\0");
+            hash.update(directory.as_os_str().as_encoded_bytes());
+        }
+    }
+    let mut digest = Digest::default();
+    digest.copy_from_slice(&hash.finalize()[..size_of::<Digest>()]);
+    digest
+}
+
+fn pinned_size(pins: &Pins, name: &'static str) -> Result<u32, DataplaneError> {
+    let info = MapInfo::from_pin(pins.map(name)).map_err(|source| MapsError::Map { map: name, source })?;
+    Ok(info.max_entries())
+}
+
+/// Compares the pinned maps with what this version would make: aya takes whatever it finds under a pin.
+fn check_compatible(pins: &Pins, shapes: &[Shape]) -> Result<(), DataplaneError> {
+    for expected in shapes {
+        let name = expected.name;
+        let info = MapInfo::from_pin(pins.map(name)).map_err(|source| MapsError::Map { map: name, source })?;
+        let found_type = info.map_type().unwrap_or(MapType::Unspecified);
+        let mut differences = Vec::new();
+        if found_type != expected.map_type {
+            differences.push(format!("type {found_type:?}, expected {:?}", expected.map_type));
+        }
+        if info.key_size() != expected.key_size {
+            differences.push(format!("key of {} bytes, expected {}", info.key_size(), expected.key_size));
+        }
+        if info.value_size() != expected.value_size {
+            differences.push(format!("value of {} bytes, expected {}", info.value_size(), expected.value_size));
+        }
+        if !differences.is_empty() {
+            return Err(DataplaneError::Incompatible { map: name, difference: differences.join(", ") });
+        }
+    }
+    Ok(())
+}

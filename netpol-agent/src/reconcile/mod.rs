@@ -1,0 +1,436 @@
+//! The one writer (decision D16).
+//!
+//! [`Engine`] owns the compiler, the ports and the datapath, on a thread of its own. It takes [`Command`]s (objects from
+//! the source, links from netlink) in bursts, hands them to the compiler, and carries out the plan. An interface becomes
+//! a pod's only after the plan that holds the pod's policy is in the maps. Nothing is planned before every kind has been
+//! listed once: until then what an earlier agent left stays in force.
+
+mod endpoints;
+pub mod numbers;
+pub mod ports;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, setting_flags};
+use netpol_policy::compile::{Capacities, Change, Compiler, MapOp};
+use netpol_policy::decode::{Kind, Object};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, Established, Pending};
+use crate::dataplane::Dataplane;
+use crate::dataplane::attach::Place;
+use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
+use crate::intake::Intake;
+use crate::interfaces::identity::LocalPods;
+use crate::interfaces::netlink::{Link, LinkEvent, Netlink, NetlinkError};
+use crate::metrics::{Stage, State};
+use crate::source::Envelope;
+use numbers::Numbers;
+use ports::{LinkChange, Ports};
+
+/// What the engine reacts to.
+#[derive(Debug)]
+pub enum Command {
+    /// An object came, changed or went.
+    Source(Envelope),
+    /// A link or an address came, changed or went.
+    Link(LinkEvent),
+    /// End, leaving everything in force.
+    Stop,
+    /// End with an error: links can no longer be followed.
+    Blind(NetlinkError),
+}
+
+/// Commands taken before a plan is made: enough to fold a burst, few enough to keep the latency of the first.
+const BURST: usize = 512;
+/// How often attachments are compared with what should be (decision D14).
+const VERIFY_EVERY: Duration = Duration::from_secs(10);
+/// The longest sleep: the heartbeat that liveness is judged by.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the reverse orientation is tried for pods that were running before the agent (decision D5).
+const REVERSE_WINDOW: Duration = Duration::from_secs(60);
+
+/// The reconcile loop and all it owns.
+pub struct Engine {
+    config: Arc<Config>,
+    state: Arc<State>,
+    dataplane: Dataplane,
+    netlink: Netlink,
+    compiler: Compiler,
+    intake: Intake,
+    ports: Ports,
+    pods: LocalPods,
+    numbers: Numbers,
+    /// Until when (second of the boot clock) an endpoint's packets are tried in reverse.
+    reverse_until: BTreeMap<u32, u32>,
+    /// Interfaces whose flows are to be purged.
+    purge: BTreeSet<u32>,
+    /// When the oldest event of the current burst was seen.
+    oldest: Option<Instant>,
+    programmed: bool,
+    started: Instant,
+    /// What the reader of the kernel's counters knows of endpoints.
+    namespaces: EndpointNamespaces,
+    counters: Arc<DropCounters>,
+    next_verify: Instant,
+    next_plan: Option<u64>,
+    identify_at: Option<Instant>,
+}
+
+impl Engine {
+    /// Attaches to the ports that are there, adopts what an earlier agent left, and gets ready to take commands.
+    ///
+    /// `netlink` notifications must already be followed, so that no link is missed between the listing and them.
+    pub fn start(config: Arc<Config>, state: Arc<State>) -> anyhow::Result<Self> {
+        let mut dataplane = Dataplane::open(&config)?;
+        dataplane.check_owner(&config)?;
+        dataplane.maps.set_settings(settings(&config))?;
+        let mut netlink = Netlink::open()?;
+        let numbers = Numbers::new(config.max_endpoints.get(), dataplane.maps.endpoint_digests()?);
+        let first_run = dataplane.maps.state()?.programmed == 0;
+        let mut ports = Ports::new(config.pod_bridge.as_str());
+        observe_all(&mut ports, &mut netlink, None)?;
+        let mut reverse_until = BTreeMap::new();
+        let mut numbers = numbers;
+        endpoints::take_over_rows(&mut dataplane, &mut ports, &mut numbers, first_run)?;
+        if first_run {
+            endpoints::adopt_running(
+                &config, &mut dataplane, &mut netlink, &mut ports, &mut numbers, &mut reverse_until,
+            )?;
+        }
+        let now = Instant::now();
+        let namespaces = EndpointNamespaces::default();
+        let counters = Arc::new(dataplane.drop_counters(Arc::clone(&namespaces))?);
+        state.set_drop_counters(Arc::clone(&counters) as _);
+        let compiler = Compiler::new(config.node.as_str(), Capacities::default(), dataplane.maps.snapshot()?);
+        let mut engine = Self {
+            compiler,
+            intake: Intake::default(),
+            pods: LocalPods::default(),
+            purge: BTreeSet::new(),
+            oldest: None,
+            programmed: false,
+            started: now,
+            namespaces,
+            counters,
+            next_verify: now + VERIFY_EVERY,
+            next_plan: None,
+            identify_at: None,
+            config,
+            state,
+            dataplane,
+            netlink,
+            ports,
+            numbers,
+            reverse_until,
+        };
+        engine.attach_all();
+        engine.read_node_addresses()?;
+        info!(
+            ports = engine.ports.iter().count(),
+            first_run,
+            mechanism = ?engine.dataplane.mechanism(),
+            "attached to the ports of the pod bridge"
+        );
+        Ok(engine)
+    }
+
+    /// Takes commands until told to stop. An error ends the agent; what is in force stays in force.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
+        loop {
+            self.state.beat();
+            let wait = self.next_wake();
+            match tokio::time::timeout(wait, commands.recv()).await {
+                Ok(Some(Command::Stop) | None) => return Ok(()),
+                Ok(Some(Command::Blind(error))) => return Err(error).context("following links"),
+                Ok(Some(command)) => self.take(command)?,
+                Err(_elapsed) => {}
+            }
+            for _ in 0..BURST {
+                match commands.try_recv() {
+                    Ok(Command::Stop) => return Ok(()),
+                    Ok(Command::Blind(error)) => return Err(error).context("following links"),
+                    Ok(command) => self.take(command)?,
+                    Err(_empty) => break,
+                }
+            }
+            self.tick()?;
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let now = Instant::now();
+        let mut wait = HEARTBEAT.min(self.next_verify.saturating_duration_since(now));
+        if let Some(at) = self.identify_at {
+            wait = wait.min(at.saturating_duration_since(now));
+        }
+        if let Some(at_ms) = self.next_plan {
+            wait = wait.min(Duration::from_millis(at_ms.saturating_sub(self.now_ms())));
+        }
+        wait
+    }
+
+    /// Milliseconds of the compiler's clock.
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn take(&mut self, command: Command) -> anyhow::Result<()> {
+        match command {
+            Command::Source(envelope) => self.take_event(envelope),
+            Command::Link(event) => self.take_link(event)?,
+            Command::Stop | Command::Blind(_) => {}
+        }
+        Ok(())
+    }
+
+    fn take_event(&mut self, Envelope { seen, event }: Envelope) {
+        for change in self.intake.take(event, &self.state) {
+            self.oldest = Some(self.oldest.map_or(seen, |oldest| oldest.min(seen)));
+            match &change {
+                Change::Upsert(Object::Pod(pod)) => {
+                    self.pods.observe(pod, self.config.node.as_str(), Instant::now());
+                    if pod.node == self.config.node.as_str() {
+                        // Its status may name the pod behind a pending interface.
+                        self.identify_at = Some(Instant::now());
+                    }
+                }
+                Change::Remove(Kind::Pod, name) => self.pods.forget(name),
+                _ => {}
+            }
+            self.compiler.apply(change);
+        }
+    }
+
+    fn take_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        match event {
+            LinkEvent::Changed(link) => {
+                let change = self.ports.observe(link, Some(Instant::now()));
+                self.follow(change);
+            }
+            LinkEvent::Gone(ifindex) => {
+                let change = self.ports.gone(ifindex);
+                self.follow(change);
+            }
+            LinkEvent::AddressesChanged => self.read_node_addresses()?,
+            LinkEvent::Overflow => {
+                self.state.sync_failed(Stage::Interfaces);
+                self.list_again()?;
+                self.read_node_addresses()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, change: LinkChange) {
+        match change {
+            LinkChange::New(ifindex) => {
+                self.attach(ifindex);
+                self.identify_at = Some(Instant::now());
+            }
+            LinkChange::Gone { ifindex, endpoint } => self.drop_port(ifindex, endpoint),
+            LinkChange::None => {}
+        }
+    }
+
+    /// Compares what is there with what is known: after lost notifications, and regularly.
+    fn list_again(&mut self) -> anyhow::Result<()> {
+        let (links, known): (_, Vec<u32>) =
+            (self.netlink.links()?, self.ports.iter().map(|(ifindex, _)| ifindex).collect());
+        let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+        for ifindex in known.into_iter().filter(|ifindex| !present.contains(ifindex)) {
+            let change = self.ports.gone(ifindex);
+            self.follow(change);
+        }
+        for link in in_order(links, self.config.pod_bridge.as_str()) {
+            let change = self.ports.observe(link, Some(Instant::now()));
+            self.follow(change);
+        }
+        Ok(())
+    }
+
+    fn read_node_addresses(&mut self) -> anyhow::Result<()> {
+        let addresses = self.netlink.node_addresses().context("reading the node's addresses")?;
+        self.compiler.apply(Change::NodeAddresses(addresses));
+        Ok(())
+    }
+
+    fn attach_all(&mut self) {
+        let ports: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in ports {
+            self.attach(ifindex);
+        }
+    }
+
+    /// Attaches to a port. A failure is counted and tried again: the port stays as it was meanwhile.
+    fn attach(&mut self, ifindex: u32) {
+        let result = self.dataplane.attach(ifindex);
+        let Some(port) = self.ports.get_mut(ifindex) else { return };
+        match result {
+            Ok(()) => {
+                if !port.attached && let Some(seen) = port.seen {
+                    self.state.observe_attach(seen.elapsed());
+                }
+                port.attached = true;
+            }
+            Err(error) => {
+                port.attached = false;
+                self.state.sync_failed(Stage::Attach);
+                warn!(interface = port.link.name, ifindex, %error, "could not attach, trying again");
+            }
+        }
+    }
+
+    /// Programs everything that has changed.
+    fn tick(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        if self.intake.all_listed() {
+            if self.identify_at.is_some_and(|at| now >= at) || !self.programmed {
+                self.identify();
+            }
+            self.program()?;
+        }
+        if now >= self.next_verify {
+            self.verify()?;
+            self.next_verify = now + VERIFY_EVERY;
+        }
+        self.purge_some()?;
+        Ok(())
+    }
+
+    fn program(&mut self) -> anyhow::Result<()> {
+        let plan = self.compiler.plan(self.now_ms());
+        self.next_plan = plan.wake_at_ms;
+        for refusal in &plan.refused {
+            warn!(%refusal, "does not fit");
+            self.state.write_refused(refusal.map);
+        }
+        for (position, op) in plan.ops.iter().enumerate() {
+            if let Err(error) = self.write(op) {
+                self.state.map_update_failed(error.map(), error.errno());
+                self.state.sync_failed(Stage::Maps);
+                self.fail_closed(&plan.ops[position..]);
+                return Err(error).context("writing a map; the endpoints that the plan concerns now drop everything");
+            }
+        }
+        self.put_in_force()?;
+        if !self.programmed {
+            let state = AgentState { programmed: 1, ..self.dataplane.maps.state()? };
+            self.dataplane.maps.set_state(state)?;
+            self.programmed = true;
+            info!(operations = plan.ops.len(), after = ?self.started.elapsed(), "first programming done");
+        }
+        if let Some(oldest) = self.oldest.take() {
+            self.state.observe_programming(oldest.elapsed());
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn write(&mut self, op: &MapOp) -> Result<(), crate::dataplane::maps::MapsError> {
+        match *op {
+            // The compiler knows nothing of the reverse window, which is a matter of adoption.
+            MapOp::SetOptions { endpoint, mut options } => {
+                options.reverse_until = self.reverse_until.get(&endpoint).copied().unwrap_or_default();
+                self.dataplane.maps.apply(&MapOp::SetOptions { endpoint, options })
+            }
+            ref other => self.dataplane.maps.apply(other),
+        }
+    }
+
+    /// After a write that failed half way, whoever waited for the rest of the plan gets the deny-all set: storing a
+    /// word cannot fail. The next agent starts from what the maps say.
+    fn fail_closed(&mut self, rest: &[MapOp]) {
+        for op in rest {
+            if let MapOp::SetWord { endpoint, word } = op {
+                let denied = MapOp::SetWord {
+                    endpoint: *endpoint,
+                    word: EndpointWord::new(SET_DENY_ALL, word.epoch()),
+                };
+                if let Err(error) = self.dataplane.maps.apply(&denied) {
+                    error!(endpoint, %error, "could not deny");
+                }
+            }
+        }
+    }
+
+    /// Writes what is now true where metrics and `/v1/applied` read it.
+    fn publish(&mut self) {
+        for (kind, version) in self.intake.versions() {
+            self.state.applied(*kind, version);
+        }
+        self.state.set_policies(self.intake.in_force(Kind::Policy));
+        self.publish_endpoints();
+        self.state.synced();
+        self.state.programmed();
+    }
+
+    fn verify(&mut self) -> anyhow::Result<()> {
+        self.list_again()?;
+        for ifindex in self.ports.unattached() {
+            self.attach(ifindex);
+        }
+        let ports: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in ports {
+            match self.dataplane.place(ifindex) {
+                Ok(Place::First) => {}
+                Ok(Place::Behind) => {
+                    self.state.sync_failed(Stage::Attach);
+                    warn!(ifindex, "another program runs before ours and may keep packets from it; going first again");
+                    if let Err(error) = self.dataplane.go_first(ifindex) {
+                        warn!(ifindex, %error, "could not go first");
+                    }
+                }
+                Ok(Place::Missing) => {
+                    self.state.sync_failed(Stage::Attach);
+                    warn!(ifindex, "our program was taken off, attaching it again");
+                    self.dataplane.forget_links(ifindex)?;
+                    self.attach(ifindex);
+                }
+                // The device went meanwhile; the notification is under way.
+                Err(error) => warn!(ifindex, %error, "could not verify"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Links with the pod bridge first, so that its ports are known as such.
+fn in_order(mut links: Vec<Link>, bridge: &str) -> Vec<Link> {
+    links.sort_by_key(|link| (link.name != bridge, link.index));
+    links
+}
+
+fn observe_all(ports: &mut Ports, netlink: &mut Netlink, seen: Option<Instant>) -> anyhow::Result<()> {
+    for link in in_order(netlink.links()?, ports.bridge_name()) {
+        let _change = ports.observe(link, seen);
+    }
+    Ok(())
+}
+
+fn settings(config: &Config) -> Settings {
+    let mut flags = 0;
+    match config.established {
+        Established::Recheck => {}
+        Established::Keep => flags |= setting_flags::KEEP_ESTABLISHED,
+    }
+    match config.pending {
+        Pending::Deny => {}
+        Pending::Allow => flags |= setting_flags::PENDING_ALLOW,
+    }
+    let mut overlay_ports = [[0; 2]; 4];
+    for (slot, port) in overlay_ports.iter_mut().zip(&config.overlay_ports) {
+        *slot = port.to_be_bytes();
+    }
+    Settings {
+        flags,
+        mark_mask: config.mark_mask.bits(),
+        bucket_cost: config.flow_budget.cost_ns(),
+        bucket_burst: config.flow_budget.burst_ns(),
+        overlay_ports,
+    }
+}
