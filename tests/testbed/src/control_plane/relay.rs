@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,6 +28,10 @@ pub struct Relay {
 struct State {
     connections: Mutex<Vec<TcpStream>>,
     silent: AtomicBool,
+    /// Connections with a number below this are dead, and do not show it.
+    swallowed: AtomicU64,
+    /// The next connection's number.
+    next: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -61,6 +65,12 @@ impl Relay {
             // An error means that it has ended already.
             let _ = connection.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Lets nothing more through on the connections there are, for ever, without closing them: what is left of a
+    /// connection when a firewall on the way has forgotten it. New ones are relayed.
+    pub fn swallow(&self) {
+        self.state.swallowed.store(self.state.next.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// From now on holds back all bytes, while connections stay open: what a client sees of a network that has
@@ -101,10 +111,11 @@ fn accept(listener: &TcpListener, server: SocketAddr, state: &Arc<State>) {
         // A server that is down shows as a connection that ends at once.
         let Ok(client) = client else { continue };
         let Ok(upstream) = TcpStream::connect(server) else { continue };
+        let number = state.next.fetch_add(1, Ordering::SeqCst);
         let Ok(pairs) = duplicate(&client, &upstream) else { continue };
         for (from, to) in pairs {
             let state = Arc::clone(state);
-            thread::spawn(move || copy(from, to, &state));
+            thread::spawn(move || copy(from, to, number, &state));
         }
         state.add(client);
         state.add(upstream);
@@ -116,11 +127,14 @@ fn duplicate(client: &TcpStream, upstream: &TcpStream) -> std::io::Result<[(TcpS
 }
 
 /// Copies one direction until either end closes.
-fn copy(mut from: TcpStream, mut to: TcpStream, state: &State) {
+fn copy(mut from: TcpStream, mut to: TcpStream, number: u64, state: &State) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         while state.silent.load(Ordering::SeqCst) && !state.ended.load(Ordering::SeqCst) {
             thread::sleep(PAUSE);
+        }
+        if number < state.swallowed.load(Ordering::SeqCst) {
+            continue;
         }
         if to.write_all(&buffer[..length]).is_err() {
             break;
@@ -181,5 +195,19 @@ mod tests {
         let mut answer = [0; 3];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"two");
+    }
+
+    #[test]
+    fn a_swallowed_connection_stays_dead_while_a_new_one_lives() {
+        let relay = Relay::start(echo(), &Place::default()).unwrap();
+        let mut old = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(exchange(&mut old, b"one").unwrap(), b"one");
+        relay.swallow();
+        old.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        old.write_all(b"two").unwrap();
+        let error = old.read(&mut [0; 3]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "open, and silent");
+        let mut new = TcpStream::connect(relay.address()).unwrap();
+        assert_eq!(exchange(&mut new, b"three").unwrap(), b"three");
     }
 }
