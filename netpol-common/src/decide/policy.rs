@@ -1,0 +1,131 @@
+//! What a policy set says about a peer, a protocol and a port, without any memory of flows.
+//!
+//! address → class (`class4`/`class6`, else the CIDR trie) → rule row → port set. The first row found decides: the
+//! compiler has already merged every rule that applies to a class into its rows (decision D4).
+
+use crate::abi::{
+    CLASS_ANY, CLASS_NONE, ClassRow, Direction, PROTOCOL_ANY, PortKeyData, RULE_NONE, RuleKey, RuleRow, SET_ALLOW_ALL,
+    SET_DENY_ALL, SET_PENDING, address_kind, rule_action,
+};
+use crate::tables::Tables;
+
+/// What the policy says, and which rule made it say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyVerdict {
+    /// Whether the packet may pass in this direction.
+    pub allowed: bool,
+    /// The rule that allows, or [`RULE_NONE`] when nothing isolates the pod, or when nothing allows the packet.
+    pub rule: u32,
+}
+
+const DENIED: PolicyVerdict = PolicyVerdict { allowed: false, rule: RULE_NONE };
+
+/// The IPv4 address inside an IPv4-mapped one.
+#[inline(always)]
+fn unmapped(address: &[u8; 16]) -> Option<[u8; 4]> {
+    match *address {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+        _ => None,
+    }
+}
+
+/// Kind and class of an address (IPv4 in mapped form).
+#[inline(always)]
+pub fn class_of<T: Tables + ?Sized>(tables: &T, address: &[u8; 16]) -> ClassRow {
+    if let Some(v4) = unmapped(address) {
+        if let Some(row) = tables.class4(&v4) {
+            return row;
+        }
+        return other(tables.cidr4(&v4));
+    }
+    if let Some(row) = tables.class6(address) {
+        return row;
+    }
+    other(tables.cidr6(address))
+}
+
+#[inline(always)]
+fn other(class: Option<u32>) -> ClassRow {
+    ClassRow { kind: address_kind::OTHER, class: class.unwrap_or(CLASS_NONE) }
+}
+
+/// Whether a policy set isolates its pods in a direction. The compiler says "not isolated" by the one answer for every
+/// class and protocol: allowed, and by no rule.
+#[inline(always)]
+pub fn is_isolated<T: Tables + ?Sized>(tables: &T, set: u32, direction: Direction) -> bool {
+    if set == SET_ALLOW_ALL {
+        return false;
+    }
+    let key = RuleKey { set, class: CLASS_ANY, direction: direction as u8, protocol: PROTOCOL_ANY, pad: 0 };
+    !matches!(tables.rule(&key), Some(RuleRow { action: rule_action::ALLOW, rule: RULE_NONE, .. }))
+}
+
+/// Asks the policy of a pod about one packet.
+///
+/// `peer` is the other side's address (IPv4 in mapped form), `destination_port` is in network order and `None` when the
+/// protocol has no ports or they are unknown (a later fragment): then only a rule without ports can allow.
+#[inline(always)]
+pub fn policy_verdict<T: Tables + ?Sized>(
+    tables: &T,
+    set: u32,
+    direction: Direction,
+    peer: &[u8; 16],
+    protocol: u8,
+    destination_port: Option<[u8; 2]>,
+) -> PolicyVerdict {
+    match set {
+        SET_ALLOW_ALL => return PolicyVerdict { allowed: true, rule: RULE_NONE },
+        SET_PENDING | SET_DENY_ALL => return DENIED,
+        _ => {}
+    }
+    let class = class_of(tables, peer).class;
+    match rule_row(tables, set, direction, class, protocol) {
+        None => DENIED,
+        Some(row) => row_verdict(tables, &row, destination_port),
+    }
+}
+
+/// The row that decides: the class's own rows come first, and a class that has any never asks those of
+/// [`CLASS_ANY`], because it always has one for [`PROTOCOL_ANY`].
+#[inline(always)]
+fn rule_row<T: Tables + ?Sized>(
+    tables: &T,
+    set: u32,
+    direction: Direction,
+    class: u32,
+    protocol: u8,
+) -> Option<RuleRow> {
+    let mut key = RuleKey { set, class, direction: direction as u8, protocol, pad: 0 };
+    if let Some(row) = tables.rule(&key) {
+        return Some(row);
+    }
+    key.protocol = PROTOCOL_ANY;
+    if let Some(row) = tables.rule(&key) {
+        return Some(row);
+    }
+    key.class = CLASS_ANY;
+    key.protocol = protocol;
+    if let Some(row) = tables.rule(&key) {
+        return Some(row);
+    }
+    key.protocol = PROTOCOL_ANY;
+    tables.rule(&key)
+}
+
+#[inline(always)]
+fn row_verdict<T: Tables + ?Sized>(tables: &T, row: &RuleRow, destination_port: Option<[u8; 2]>) -> PolicyVerdict {
+    let RuleRow { action, port_set, rule } = *row;
+    match action {
+        rule_action::ALLOW => PolicyVerdict { allowed: true, rule },
+        rule_action::PORTS => {
+            let Some(port) = destination_port else { return DENIED };
+            let key = PortKeyData { port_set: port_set.to_be_bytes(), port, pad: [0; 2] };
+            match tables.port(&key) {
+                Some(row) if row.action == rule_action::ALLOW => PolicyVerdict { allowed: true, rule: row.rule },
+                _ => DENIED,
+            }
+        }
+        // `DENY`, and every action that a newer agent may know: fail closed.
+        _ => DENIED,
+    }
+}
