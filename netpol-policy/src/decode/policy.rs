@@ -131,7 +131,7 @@ fn peer(entry: &Field<'_>, namespace: &str) -> Result<Peer, FieldError> {
             Err(entry.error("needs a podSelector, a namespaceSelector or an ipBlock"))
         }
         (None, None) => ip_block(&block_field),
-        (_, _) if !block_field.is_absent() => Err(block_field.error("cannot stand beside a selector in one entry")),
+        (_, _) if !block_field.is_absent() => Err(entry.error("cannot have an ipBlock beside a selector")),
         (pods, namespaces) => Ok(Peer::Pods {
             namespaces: namespaces.map_or_else(|| NamespaceScope::Own(namespace.to_owned()), NamespaceScope::Matching),
             pods: pods.unwrap_or_default(),

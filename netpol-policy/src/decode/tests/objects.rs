@@ -162,19 +162,20 @@ fn a15_a_namespace_bears_its_name_as_a_label_whatever_it_says() {
 
 #[test]
 fn a17_pod_and_policy_names_may_have_dots_and_253_characters_but_namespaces_not() {
-    let named = |kind: Kind, name: &str| {
-        object_of(kind, &json!({ "metadata": { "name": name } })).map(|object| object.name().name)
+    let named = |kind: Kind, name: &str| match object_of(kind, &json!({ "metadata": { "name": name } })) {
+        Ok(object) => Ok(object.name().name),
+        Err(rejected) => Err(rejected.field),
     };
     let long = "a".repeat(253);
     for kind in [Kind::Pod, Kind::Policy, Kind::Node] {
         for good in ["web.v2-0", long.as_str()] {
             assert_eq!(named(kind, good).expect("valid"), good);
         }
-        assert_eq!(named(kind, &"a".repeat(254)).expect_err("long").field, "metadata.name");
+        assert_eq!(named(kind, &"a".repeat(254)).expect_err("long"), "metadata.name");
     }
     for kind in [Kind::Namespace, Kind::Service] {
-        assert_eq!(named(kind, "a.b").expect_err("dot").field, "metadata.name");
-        assert_eq!(named(kind, &"a".repeat(64)).expect_err("long").field, "metadata.name");
+        assert_eq!(named(kind, "a.b").expect_err("dot"), "metadata.name");
+        assert_eq!(named(kind, &"a".repeat(64)).expect_err("long"), "metadata.name");
     }
 }
 
@@ -227,15 +228,17 @@ fn a_service_has_cluster_external_and_balancer_addresses() {
 
 #[test]
 fn a_headless_service_has_no_address_and_a_bad_one_is_rejected() {
-    let with = |spec: Value| object_of(Kind::Service, &json!({ "metadata": { "name": "web" }, "spec": spec }));
-    let Ok(Object::Service(headless)) = with(json!({ "clusterIP": "None", "clusterIPs": ["None"] })) else { panic!() };
+    let with = |spec: Value| json!({ "metadata": { "name": "web" }, "spec": spec });
+    let headless = with(json!({ "clusterIP": "None", "clusterIPs": ["None"] }));
+    let Ok(Object::Service(headless)) = object_of(Kind::Service, &headless) else { panic!("service") };
     assert!(headless.addresses.is_empty());
-    assert_eq!(with(json!({ "externalIPs": ["x"] })).expect_err("address").field, "spec.externalIPs[0]");
-    assert_eq!(with(json!({ "ports": [{}] })).expect_err("port").field, "spec.ports[0].port");
-    assert_eq!(
-        with(json!({ "ports": [{ "port": 1, "nodePort": -1 }] })).expect_err("port").field,
-        "spec.ports[0].nodePort"
-    );
+    for (spec, field) in [
+        (json!({ "externalIPs": ["x"] }), "spec.externalIPs[0]"),
+        (json!({ "ports": [{}] }), "spec.ports[0].port"),
+        (json!({ "ports": [{ "port": 1, "nodePort": -1 }] }), "spec.ports[0].nodePort"),
+    ] {
+        assert_eq!(object_of(Kind::Service, &with(spec)).expect_err("invalid").field, field);
+    }
 }
 
 #[test]

@@ -177,7 +177,7 @@ fn a11_a_peer_that_says_nothing_or_both_is_rejected() {
         json!({ "ipBlock": block, "namespaceSelector": {} }),
         json!({ "ipBlock": {}, "namespaceSelector": {}, "podSelector": {} }),
     ] {
-        assert_eq!(peer_error(both), "spec.ingress[1].from[1].ipBlock");
+        assert_eq!(peer_error(both), "spec.ingress[1].from[1]");
     }
     assert_eq!(peer_error(json!("10.0.0.0/8")), "spec.ingress[1].from[1]");
 }
