@@ -12,8 +12,8 @@ use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::config::{
-    Attach, Config, Established, Families, FlowBudget, InterfaceName, LogConfig, LogFormat, MarkMask, MaxEndpoints, NodeName,
-    ObjectSource, Pending,
+    Attach, Config, Established, Families, FlowBudget, InterfaceName, LogConfig, LogFormat, MarkMask, MaxEndpoints,
+    NodeName, ObjectSource, Pending,
 };
 
 /// Exit status for a bad command line (`EX_USAGE` of sysexits.h).
@@ -249,7 +249,10 @@ fn config(arguments: RunArgs) -> Result<Config, UsageError> {
 fn host_name() -> Result<NodeName, UsageError> {
     let path = "/proc/sys/kernel/hostname";
     let name = std::fs::read_to_string(path).map_err(|error| UsageError::HostName(format!("{path}: {error}")))?;
-    name.trim().to_lowercase().parse().map_err(|error: crate::config::InvalidValue| UsageError::HostName(error.to_string()))
+    name.trim()
+        .to_lowercase()
+        .parse()
+        .map_err(|error: crate::config::InvalidValue| UsageError::HostName(error.to_string()))
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {

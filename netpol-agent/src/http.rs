@@ -35,9 +35,7 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, state: Arc<State>) -> Infallible {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            unreachable!("nobody closes the semaphore")
-        };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { unreachable!("nobody closes the semaphore") };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {

@@ -108,7 +108,9 @@ impl Intake {
     /// How many objects cannot be read now, by the kind they bear.
     pub fn rejected(&self) -> impl Iterator<Item = (&str, usize)> {
         let attributed = self.objects.values().flat_map(BTreeMap::values).filter_map(Standing::rejected);
-        attributed.chain(self.unattributed.iter().map(|(_, rejected)| rejected)).map(|rejected| (rejected.kind.as_str(), 1))
+        attributed
+            .chain(self.unattributed.iter().map(|(_, rejected)| rejected))
+            .map(|rejected| (rejected.kind.as_str(), 1))
     }
 
     fn progress(&mut self, kind: Kind, version: Option<String>) {

@@ -44,6 +44,8 @@ fn classic(open_metrics: &str) -> String {
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
             let suffix = if kind == "counter" { "_total" } else { "" };
             if let Some((_, help)) = help.take_if(|(described, _)| *described == name) {
+                // The library ends its own descriptions with a full stop.
+                let help = help.trim_end_matches('.');
                 text.push_str(&format!("# HELP {name}{suffix} {help}\n"));
             }
             text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
@@ -60,7 +62,7 @@ struct Snapshot(Arc<State>);
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Counters with at least one series; the encoder appends `_total`.
+/// Counters that are not zero; the encoder appends `_total`.
 fn counters(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -91,7 +93,11 @@ fn gauges(
     }
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in series {
-        family.encode_family(&labels)?.encode_gauge(&value)?;
+        if labels.is_empty() {
+            family.encode_gauge(&value)?;
+        } else {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
     }
     Ok(())
 }
@@ -139,9 +145,10 @@ fn maps(encoder: &mut DescriptorEncoder<'_>, inner: &Inner) -> fmt::Result {
         encoder,
         "netpol_bpf_map_update_failures",
         "Writes to a BPF map that the kernel refused",
-        inner.update_failures.iter().map(|((map, errno), failures)| {
-            (vec![("map", map.clone()), ("errno", errno.clone())], *failures)
-        }),
+        inner
+            .update_failures
+            .iter()
+            .map(|((map, errno), failures)| (vec![("map", map.clone()), ("errno", errno.clone())], *failures)),
     )?;
     counters(
         encoder,
@@ -183,14 +190,21 @@ impl Collector for Snapshot {
 
         let count = |value: usize| value as f64;
         let pods = &inner.endpoints;
-        gauges(encoder, "netpol_managed_pods", "Pods with an interface that the agent enforces on", [(
-            vec![],
-            count(pods.managed),
-        )])?;
-        gauges(encoder, "netpol_isolated_pods", "Managed pods that a policy isolates", [
-            (vec![("direction", "ingress".into())], count(pods.isolated_ingress)),
-            (vec![("direction", "egress".into())], count(pods.isolated_egress)),
-        ])?;
+        gauges(
+            encoder,
+            "netpol_managed_pods",
+            "Pods with an interface that the agent enforces on",
+            [(vec![], count(pods.managed))],
+        )?;
+        gauges(
+            encoder,
+            "netpol_isolated_pods",
+            "Managed pods that a policy isolates",
+            [
+                (vec![("direction", "ingress".into())], count(pods.isolated_ingress)),
+                (vec![("direction", "egress".into())], count(pods.isolated_egress)),
+            ],
+        )?;
         let unmanaged = pods.unmanaged.iter().filter(|(_, pods)| **pods > 0);
         gauges(
             encoder,
@@ -198,10 +212,12 @@ impl Collector for Snapshot {
             "Pods of this node that are not enforced",
             unmanaged.map(|(reason, pods)| (vec![("reason", reason.name().into())], count(*pods))),
         )?;
-        gauges(encoder, "netpol_pending_interfaces", "Interfaces whose pod is not known yet", [(
-            vec![],
-            count(pods.pending_interfaces),
-        )])?;
+        gauges(
+            encoder,
+            "netpol_pending_interfaces",
+            "Interfaces whose pod is not known yet",
+            [(vec![], count(pods.pending_interfaces))],
+        )?;
         let invalid = inner.rejected.get("NetworkPolicy").copied().unwrap_or_default();
         let modes = [("enforce", inner.policies), ("invalid", invalid)];
         gauges(
@@ -214,7 +230,11 @@ impl Collector for Snapshot {
             encoder,
             "netpol_rejected_objects",
             "Objects that cannot be read now",
-            inner.rejected.iter().filter(|(_, objects)| **objects > 0).map(|(kind, objects)| (label("kind", kind), count(*objects))),
+            inner
+                .rejected
+                .iter()
+                .filter(|(_, objects)| **objects > 0)
+                .map(|(kind, objects)| (label("kind", kind), count(*objects))),
         )?;
         maps(encoder, &inner)?;
         events(encoder, &inner)?;
@@ -226,13 +246,18 @@ impl Collector for Snapshot {
             last_sync,
         )?;
         let build = &state.build;
-        gauges(encoder, "netpol_build_info", "Version of the agent, and of the kernel under it", [(
-            vec![
-                ("version", build.version.into()),
-                ("revision", build.revision.into()),
-                ("kernel", build.kernel.clone()),
-            ],
-            1.0,
-        )])
+        gauges(
+            encoder,
+            "netpol_build_info",
+            "Version of the agent, and of the kernel under it",
+            [(
+                vec![
+                    ("version", build.version.into()),
+                    ("revision", build.revision.into()),
+                    ("kernel", build.kernel.clone()),
+                ],
+                1.0,
+            )],
+        )
     }
 }

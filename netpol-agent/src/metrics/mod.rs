@@ -31,15 +31,14 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::Histogram;
 use serde_json::json;
 
-pub use self::drops::{CounterSource, DropSample};
 use self::drops::Ledger;
+pub use self::drops::{CounterSource, DropSample};
 
 /// The reconcile loop is taken for dead after this long without a turn.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Upper bounds in seconds: from one write of a map to a node that is far behind.
-const LATENCY_BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+const LATENCY_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
 /// Part of the work that failed; names are label values of `netpol_sync_errors_total` and stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

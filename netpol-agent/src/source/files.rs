@@ -133,11 +133,10 @@ mod tests {
     #[test]
     fn documents_are_numbered_from_one() {
         let text = format!("{}---\n{}---\n{}", document("a"), document("b"), document("c"));
-        assert_eq!(names(&parse("x.yaml", &text)), [
-            (1, None, "a".into()),
-            (2, None, "b".into()),
-            (3, None, "c".into())
-        ]);
+        assert_eq!(
+            names(&parse("x.yaml", &text)),
+            [(1, None, "a".into()), (2, None, "b".into()), (3, None, "c".into())]
+        );
     }
 
     #[test]

@@ -304,8 +304,7 @@ impl FileState {
             self.objects = objects;
             self.is_whole = is_whole;
         }
-        self.errors =
-            errors.into_iter().map(|Unparsable { document, message }| (Some(document), message)).collect();
+        self.errors = errors.into_iter().map(|Unparsable { document, message }| (Some(document), message)).collect();
     }
 }
 
@@ -330,13 +329,16 @@ impl Contents {
                 let (kind, name) = key.clone();
                 if let Some((before, _)) = self.objects.insert(key, (origin.clone(), decoded)) {
                     // As with `kubectl apply`, the last one counts.
-                    self.unattributed.push((before, Rejected {
-                        kind: kind.name().to_owned(),
-                        name: Some(name),
-                        field: "metadata.name".to_owned(),
-                        message: format!("is written again in {origin}, which counts"),
-                        isolate: None,
-                    }));
+                    self.unattributed.push((
+                        before,
+                        Rejected {
+                            kind: kind.name().to_owned(),
+                            name: Some(name),
+                            field: "metadata.name".to_owned(),
+                            message: format!("is written again in {origin}, which counts"),
+                            isolate: None,
+                        },
+                    ));
                 }
             }
             (None, Err(rejected)) => self.unattributed.push((origin, rejected)),
@@ -345,8 +347,12 @@ impl Contents {
     }
 
     fn imply_namespaces(&mut self) {
-        let named: BTreeSet<String> =
-            self.objects.keys().filter(|(kind, _)| kind.is_namespaced()).map(|(_, name)| name.namespace.clone()).collect();
+        let named: BTreeSet<String> = self
+            .objects
+            .keys()
+            .filter(|(kind, _)| kind.is_namespaced())
+            .map(|(_, name)| name.namespace.clone())
+            .collect();
         for namespace in named {
             let key = (Kind::Namespace, ObjectName::new("", &namespace));
             if self.objects.contains_key(&key) {

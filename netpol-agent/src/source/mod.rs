@@ -129,7 +129,11 @@ impl fmt::Display for Origin {
 
 /// Runs the configured source until its consumer is gone, or until it cannot start: an unreadable kubeconfig, a
 /// directory that is not there. Everything later is retried, counted and logged, and never ends it.
-pub async fn run(source: &ObjectSource, events: mpsc::Sender<Envelope>, state: Arc<State>) -> anyhow::Result<Infallible> {
+pub async fn run(
+    source: &ObjectSource,
+    events: mpsc::Sender<Envelope>,
+    state: Arc<State>,
+) -> anyhow::Result<Infallible> {
     match source {
         ObjectSource::ApiServer { kubeconfig, server } => {
             let client = api::client(kubeconfig.as_deref(), server.as_deref()).await?;

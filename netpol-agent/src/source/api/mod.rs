@@ -94,15 +94,13 @@ impl Failure {
             Self::Client(kube::Error::Api(status)) | Self::Status(status) => status,
             // Whatever that event was, the next list says what came of it; the same watch would say it again.
             Self::Client(kube::Error::SerdeError(_)) | Self::Nameless => return true,
-            Self::Client(_)
-            | Self::Silence(_)
-            | Self::NotAList(_)
-            | Self::NoVersion
-            | Self::Short
-            | Self::Closed => return false,
+            Self::Client(_) | Self::Silence(_) | Self::NotAList(_) | Self::NoVersion | Self::Short | Self::Closed => {
+                return false;
+            }
         };
         let is_too_large = |message: &str| message.contains("Too large resource version");
-        matches!(status.code, 400 | 410) || status.reason == "Expired" || is_too_large(&status.message)
+        // Code 0 is what the client makes of a line that is JSON and no event.
+        matches!(status.code, 0 | 400 | 410) || status.reason == "Expired" || is_too_large(&status.message)
     }
 }
 
