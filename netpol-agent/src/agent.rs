@@ -1,6 +1,7 @@
 //! Puts the rooms together: one thread for netlink notifications, one for the reconcile loop with all its bpf calls,
 //! and a small runtime for the source and for HTTP. Whoever ends first ends the agent; what is in force stays.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -8,14 +9,58 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
+use crate::cli::{Command, Uninstall};
 use crate::config::Config;
 use crate::interfaces::netlink;
 use crate::metrics::State;
-use crate::reconcile::{Command, Engine};
-use crate::{http, source};
+use crate::reconcile::{self, Engine};
+use crate::{dataplane, http, source, telemetry};
 
 /// Commands that may wait for the reconcile loop.
 const COMMANDS: usize = 4096;
+
+/// Carries out what the command line asks for.
+#[must_use]
+pub fn main(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Run(config) => start(*config),
+        Command::Uninstall(uninstall) => remove(&uninstall),
+        Command::Version => {
+            println!("netpol-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    telemetry::init(&config.log)?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = %config.node, source = ?config.source, "netpol-agent");
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting a runtime")?
+        .block_on(run(config))
+}
+
+fn remove(uninstall: &Uninstall) -> anyhow::Result<()> {
+    telemetry::init(&uninstall.log)?;
+    dataplane::uninstall(&uninstall.bpf_root)?;
+    match std::fs::remove_dir_all(&uninstall.runtime_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", uninstall.runtime_dir.display()));
+        }
+        _ => {}
+    }
+    info!("removed every program, link, map and runtime file");
+    Ok(())
+}
 
 /// Enforces until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -42,14 +87,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         never = http::serve(listener, state) => match never {},
     }
     // Only the loop holds maps; let it finish the write that it is in.
-    if commands.send(Command::Stop).await.is_ok() {
+    if commands.send(reconcile::Command::Stop).await.is_ok() {
         let _ended = engine.await;
     }
     Ok(())
 }
 
 /// Starts following links, and returns once notifications are under way.
-fn follow_links(commands: mpsc::Sender<Command>) -> anyhow::Result<()> {
+fn follow_links(commands: mpsc::Sender<reconcile::Command>) -> anyhow::Result<()> {
     let (started, ready) = std::sync::mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("netlink".into())
@@ -58,11 +103,11 @@ fn follow_links(commands: mpsc::Sender<Command>) -> anyhow::Result<()> {
                 || {
                     let _receiver_waits = started.send(());
                 },
-                |event| commands.blocking_send(Command::Link(event)).is_ok(),
+                |event| commands.blocking_send(reconcile::Command::Link(event)).is_ok(),
             );
             if let Err(error) = result {
                 // Without notifications no new pod would be seen: better end and be started again.
-                let _gone = commands.blocking_send(Command::Blind(error));
+                let _gone = commands.blocking_send(reconcile::Command::Blind(error));
             }
         })
         .context("starting a thread")?;
@@ -73,7 +118,7 @@ fn follow_links(commands: mpsc::Sender<Command>) -> anyhow::Result<()> {
 fn spawn_engine(
     config: Arc<Config>,
     state: Arc<State>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: mpsc::Receiver<reconcile::Command>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (ended, result) = oneshot::channel();
     std::thread::Builder::new()
@@ -93,9 +138,9 @@ fn spawn_engine(
     Ok(result)
 }
 
-async fn forward(mut incoming: mpsc::Receiver<source::Envelope>, commands: mpsc::Sender<Command>) {
+async fn forward(mut incoming: mpsc::Receiver<source::Envelope>, commands: mpsc::Sender<reconcile::Command>) {
     while let Some(envelope) = incoming.recv().await {
-        if commands.send(Command::Source(envelope)).await.is_err() {
+        if commands.send(reconcile::Command::Source(envelope)).await.is_err() {
             return;
         }
     }

@@ -204,22 +204,16 @@ impl Attacher {
         Ok(())
     }
 
-    /// Where our programs are on an interface: the worse of both directions.
+    /// Where our programs are in the TCX chains of an interface: the worse of both directions. A clsact filter cannot be
+    /// asked for by program id without CAP_SYS_ADMIN; attaching it again replaces it in place, or puts it back.
     pub fn place(&self, ifindex: u32) -> Result<Place, AttachError> {
         let mut worst = Place::First;
         for loaded in &self.loaded {
-            let place = match self.mechanism {
-                Mechanism::Tcx => {
-                    let ids = sys::tcx_query(ifindex, tcx_hook(loaded.direction))?;
-                    match ids.iter().position(|id| loaded.is(*id)) {
-                        Some(0) => Place::First,
-                        Some(_) => Place::Behind,
-                        None => Place::Missing,
-                    }
-                }
-                // A filter list has no query by id that works without CAP_SYS_ADMIN; replacing ours in place is
-                // idempotent and puts a missing one back, so the caller re-attaches instead of asking.
-                Mechanism::Clsact => Place::First,
+            let ids = sys::tcx_query(ifindex, tcx_hook(loaded.direction))?;
+            let place = match ids.iter().position(|id| loaded.is(*id)) {
+                Some(0) => Place::First,
+                Some(_) => Place::Behind,
+                None => Place::Missing,
             };
             worst = match (worst, place) {
                 (Place::Missing, _) | (_, Place::Missing) => Place::Missing,
@@ -250,6 +244,31 @@ fn attach_tcx(pins: &Pins, ifindex: u32, loaded: &Loaded) -> Result<(), AttachEr
     }
     let link = sys::tcx_link_create(loaded.fd.as_fd(), ifindex, hook)?;
     sys::pin(link.as_fd(), &path)?;
+    Ok(())
+}
+
+/// Interfaces that may bear our clsact filters: all of them, since a filter has no pin to find it by.
+#[must_use]
+pub fn filtered_interfaces() -> Vec<u32> {
+    let Ok(devices) = std::fs::read_dir("/sys/class/net") else { return Vec::new() };
+    devices
+        .flatten()
+        .filter_map(|device| std::fs::read_to_string(device.path().join("ifindex")).ok()?.trim().parse().ok())
+        .collect()
+}
+
+/// Takes our filters off an interface, if it bears any: they are known by priority, handle and name.
+pub fn detach_filters(ifindex: u32) -> Result<(), AttachError> {
+    let Some(name) = interface_name(ifindex) else { return Ok(()) };
+    for direction in [Direction::Ingress, Direction::Egress] {
+        match tc::qdisc_detach_program(&name, tc_hook(direction), program_name(direction)) {
+            Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // Without a clsact qdisc there is no filter.
+            Err(TcError::NetlinkError(error))
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::EOPNOTSUPP)) => {}
+            other => other?,
+        }
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub mod sys;
 pub mod words;
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -169,20 +170,17 @@ impl Dataplane {
     pub fn linked_interfaces(&self) -> Result<Vec<u32>, DataplaneError> {
         Ok(self.pins.linked_interfaces()?)
     }
+}
 
-    /// Detaches everything and removes every pin.
-    pub fn uninstall(mut self) -> Result<(), DataplaneError> {
-        let mut interfaces = self.pins.linked_interfaces()?;
-        interfaces.extend(self.maps.interfaces()?.into_iter().map(|(ifindex, _)| ifindex));
-        interfaces.sort_unstable();
-        interfaces.dedup();
-        for ifindex in interfaces {
-            self.attacher.detach(&self.pins, ifindex)?;
-        }
-        let Self { pins, maps, attacher, adopted: _ } = self;
-        drop((maps, attacher));
-        Ok(pins.remove_all()?)
+/// Detaches everything and removes every pin. Works without a loadable object: what an agent of another version left goes
+/// the same way.
+pub fn uninstall(bpf_root: &Path) -> Result<(), DataplaneError> {
+    let pins = Pins::open(bpf_root)?;
+    for ifindex in attach::filtered_interfaces() {
+        attach::detach_filters(ifindex)?;
     }
+    // The kernel detaches a TCX link with its last holder, which is the pin.
+    Ok(pins.remove_all()?)
 }
 
 /// Loads the object onto the pinned maps, or new ones, and pins the programs unless the pinned ones are the same.

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, Established, Pending};
 use crate::dataplane::Dataplane;
-use crate::dataplane::attach::Place;
+use crate::dataplane::attach::{Mechanism, Place};
 use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
 use crate::intake::Intake;
 use crate::interfaces::identity::LocalPods;
@@ -376,6 +376,10 @@ impl Engine {
         }
         let ports: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
         for ifindex in ports {
+            if self.dataplane.mechanism() == Mechanism::Clsact {
+                self.attach(ifindex);
+                continue;
+            }
             match self.dataplane.place(ifindex) {
                 Ok(Place::First) => {}
                 Ok(Place::Behind) => {
