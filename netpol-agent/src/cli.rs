@@ -273,7 +273,7 @@ fn server_url(text: &str) -> Result<String, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+    tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

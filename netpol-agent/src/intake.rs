@@ -17,6 +17,7 @@ use crate::source::{Event, Origin};
 #[derive(Debug, Default)]
 pub struct Intake {
     objects: BTreeMap<Kind, BTreeMap<ObjectName, Standing>>,
+    in_force: BTreeMap<Kind, usize>,
     versions: BTreeMap<Kind, String>,
     unattributed: Vec<(Origin, Rejected)>,
     /// The set of unreadable objects differs from what metrics were told. Counting them takes a walk over everything.
@@ -102,7 +103,7 @@ impl Intake {
     /// Number of objects of a kind that are in force, last good forms and stand-ins included.
     #[must_use]
     pub fn in_force(&self, kind: Kind) -> usize {
-        self.objects.get(&kind).map_or(0, |objects| objects.values().filter(|object| object.is_in_force()).count())
+        self.in_force.get(&kind).copied().unwrap_or_default()
     }
 
     /// How many objects cannot be read now, by the kind they bear.
@@ -119,9 +120,23 @@ impl Intake {
         }
     }
 
+    /// Puts a standing in place of another, which it returns; the one place where objects come and go.
+    fn replace(&mut self, kind: Kind, name: &ObjectName, standing: Option<Standing>) -> Option<Standing> {
+        let is_in_force = standing.as_ref().is_some_and(Standing::is_in_force);
+        let objects = self.objects.entry(kind).or_default();
+        let before = match standing {
+            Some(standing) => objects.insert(name.clone(), standing),
+            None => objects.remove(name),
+        };
+        let count = self.in_force.entry(kind).or_default();
+        *count += usize::from(is_in_force);
+        *count -= usize::from(before.as_ref().is_some_and(Standing::is_in_force));
+        before
+    }
+
     fn upsert(&mut self, object: Object) -> Change {
         let (kind, name) = (object.kind(), object.name());
-        let before = self.objects.entry(kind).or_default().insert(name.clone(), Standing::Good);
+        let before = self.replace(kind, &name, Some(Standing::Good));
         if before.is_some_and(|before| before.rejected().is_some()) {
             tracing::info!(%kind, %name, "readable again");
             self.recount = true;
@@ -130,7 +145,7 @@ impl Intake {
     }
 
     fn remove(&mut self, kind: Kind, name: &ObjectName) -> Option<Change> {
-        let gone = self.objects.get_mut(&kind)?.remove(name)?;
+        let gone = self.replace(kind, name, None)?;
         self.recount |= gone.rejected().is_some();
         gone.is_in_force().then(|| Change::Remove(kind, name.clone()))
     }
@@ -147,8 +162,7 @@ impl Intake {
             report(&rejected, origin, Consequence::NotEnforced, state);
             return None;
         };
-        let objects = self.objects.entry(kind).or_default();
-        let before = objects.remove(&name);
+        let before = self.replace(kind, &name, None);
         let is_news = before.as_ref().and_then(Standing::rejected) != Some(&rejected);
         let (standing, change, consequence) = match before {
             Some(Standing::Good | Standing::LastGood(_)) => {
@@ -166,7 +180,7 @@ impl Intake {
                 (Standing::Never { rejected: rejected.clone(), isolation: isolation.clone() }, isolation, consequence)
             }
         };
-        objects.insert(name, standing);
+        self.replace(kind, &name, Some(standing));
         self.recount |= is_news;
         if is_news {
             report(&rejected, origin, consequence, state);

@@ -6,7 +6,7 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Installs the process-wide subscriber. Later calls change nothing.
 ///
-/// Fails if the filter is malformed; [`crate::cli`] has refused most of those already.
+/// Fails if the filter is malformed, which [`crate::cli`] has refused already.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|error| anyhow::anyhow!("--log-level {:?}: {error}", config.filter))?;

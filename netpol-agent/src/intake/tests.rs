@@ -69,6 +69,10 @@ fn check(steps: Vec<(Event, Vec<Change>)>) -> (Intake, std::sync::Arc<State>) {
         let description = format!("step {number}: {event:?}");
         assert_eq!(intake.take(event, &state), expected, "{description}");
     }
+    for (kind, objects) in &intake.objects {
+        let counted = objects.values().filter(|object| object.is_in_force()).count();
+        assert_eq!(intake.in_force(*kind), counted, "{kind}");
+    }
     (intake, state)
 }
 

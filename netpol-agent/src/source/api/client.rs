@@ -62,6 +62,12 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_server_that_is_not_there_yet_is_no_error() {
+        let file = kubeconfig("https://127.0.0.1:1");
+        assert!(client(Some(file.path()), None).await.is_ok());
+    }
+
+    #[tokio::test]
     async fn another_address_can_be_given() {
         let file = kubeconfig("https://10.96.0.1");
         let config = config(Some(file.path()), Some("https://192.0.2.1:6443")).await.expect("config");

@@ -44,6 +44,8 @@ pub struct Timing {
     pub watch: Duration,
     /// How much longer we wait for it to do so.
     pub watch_grace: Duration,
+    /// A watch that brings nothing and ends sooner counts as a failure.
+    pub watch_least: Duration,
     /// The first wait after a failure.
     pub backoff: Duration,
     /// Objects a page.
@@ -56,6 +58,7 @@ impl Default for Timing {
             request: Duration::from_secs(30),
             watch: Duration::from_secs(50),
             watch_grace: Duration::from_secs(5),
+            watch_least: Duration::from_secs(1),
             backoff: Duration::from_millis(800),
             page: 500,
         }
@@ -245,7 +248,7 @@ impl Watch {
             backoff.reset();
         }
         // A proxy that cuts watches at once must not make us spin.
-        if is_fruitful || begun.elapsed() >= self.timing.backoff { Ok(()) } else { Err(Failure::Short) }
+        if is_fruitful || begun.elapsed() >= self.timing.watch_least { Ok(()) } else { Err(Failure::Short) }
     }
 
     fn advance(&self, version: &mut String, progress: Option<&String>) {
