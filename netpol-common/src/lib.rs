@@ -7,6 +7,9 @@
 //! that an explanation cannot drift from enforcement (decision D1).
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod abi;
 pub mod decide;
 pub mod flow;

@@ -1,0 +1,84 @@
+//! IPv4: header length by IHL, options walked for source routes, fragments.
+
+use super::{Address, Frame, Kind, Link, Packet, transport};
+use crate::verdict::Reason;
+
+const HEADER: u32 = 20;
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET_MASK: u16 = 0x1fff;
+
+/// Parses an IPv4 packet that starts at `start`.
+#[inline(always)]
+pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Result<Packet, Reason> {
+    let header: [u8; HEADER as usize] = frame.head(start).ok_or(Reason::Truncated)?;
+    let [version, _, l0, l1, id0, id1, f0, f1, hop_limit, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let header_length = u32::from(version & 0x0f) * 4;
+    if version >> 4 != 4 || header_length < HEADER {
+        return Err(Reason::Malformed);
+    }
+    let total = u32::from(u16::from_be_bytes([l0, l1]));
+    let end = if total == 0 && link.segments > 1 {
+        // A GSO packet above 64 KiB (BIG TCP, kernel 6.3) says 0.
+        frame.len()
+    } else if total < header_length {
+        return Err(Reason::Malformed);
+    } else {
+        start + total
+    };
+    if end > frame.len() {
+        return Err(Reason::Truncated);
+    }
+    let mut packet = Packet::new(Kind::Segment);
+    packet.source = Address::v4([s0, s1, s2, s3]);
+    packet.destination = Address::v4([d0, d1, d2, d3]);
+    packet.protocol = protocol;
+    packet.hop_limit = hop_limit;
+
+    let fragment = u16::from_be_bytes([f0, f1]);
+    let offset = fragment & OFFSET_MASK;
+    packet.first_fragment = offset == 0 && fragment & MORE_FRAGMENTS != 0;
+    packet.fragment_id = u32::from(u16::from_ne_bytes([id0, id1]));
+    if header_length == HEADER && offset == 0 {
+        packet.transport = start + HEADER;
+        return transport::parse::<F, true>(frame, packet, end);
+    }
+    packet.transport = start + header_length;
+    if header_length > HEADER {
+        options(frame, start + HEADER, packet.transport)?;
+    }
+    if offset != 0 {
+        return transport::later_fragment(packet, offset);
+    }
+    transport::parse::<F, false>(frame, packet, end)
+}
+
+/// Refuses loose and strict source routes: they name a destination that the header does not.
+#[inline(always)]
+fn options<F: Frame + ?Sized>(frame: &F, start: u32, end: u32) -> Result<(), Reason> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+    const MOST_OPTIONS: u32 = 40;
+
+    let mut offset = start;
+    for _ in 0..MOST_OPTIONS {
+        if offset >= end {
+            return Ok(());
+        }
+        let [kind] = frame.load(offset).ok_or(Reason::Truncated)?;
+        match kind {
+            END => return Ok(()),
+            NO_OPERATION => offset += 1,
+            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Reason::SourceRoute),
+            _ => {
+                let [length] = frame.load(offset + 1).ok_or(Reason::Truncated)?;
+                if length < 2 || offset + u32::from(length) > end {
+                    return Err(Reason::Malformed);
+                }
+                offset += u32::from(length);
+            }
+        }
+    }
+    Ok(())
+}
