@@ -87,6 +87,12 @@ struct Server {
 impl Server {
     /// A server that answers for pods as told, and a source that watches it.
     async fn start(lists: Vec<Reply>, watches: Vec<Reply>) -> Self {
+        // Long enough to be no part of the outcome, however busy the machine is.
+        Self::start_with_limit(Duration::from_secs(60), lists, watches).await
+    }
+
+    /// The same, with a time limit for answers.
+    async fn start_with_limit(request: Duration, lists: Vec<Reply>, watches: Vec<Reply>) -> Self {
         let script = Script { lists: lists.into(), watches: watches.into(), ..Script::default() };
         let script = Arc::new(Mutex::new(script));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -95,8 +101,12 @@ impl Server {
         let mut config = kube::Config::new(url.parse().expect("URL"));
         config.default_retry = false;
         let client = Client::try_from(config).expect("client");
-        let timing =
-            Timing { request: Duration::from_millis(500), backoff: Duration::from_millis(1), ..Timing::default() };
+        let timing = Timing {
+            request,
+            watch_least: Duration::from_secs(60),
+            backoff: Duration::from_millis(1),
+            ..Timing::default()
+        };
         let (sender, events) = mpsc::channel(16);
         let state = State::new();
         tokio::spawn(run(client, timing, sender, Arc::clone(&state)));
@@ -106,7 +116,7 @@ impl Server {
     /// The next event about pods, in short.
     async fn next(&mut self) -> String {
         loop {
-            let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+            let event = tokio::time::timeout(Duration::from_secs(60), self.events.recv()).await;
             let Envelope { event, .. } = event.expect("an event in time").expect("an event");
             if let Some(short) = short(&event) {
                 return short;
@@ -316,9 +326,10 @@ async fn a_line_that_is_no_event_leads_to_a_new_list() {
 
 #[tokio::test]
 async fn a_list_that_is_never_answered_is_asked_for_again() {
-    let mut server = Server::start(vec![Reply::Hang, page("10", "", vec![pod("a", "1")])], vec![]).await;
+    let lists = vec![Reply::Hang, page("10", "", vec![pod("a", "1")])];
+    let mut server = Server::start_with_limit(Duration::from_millis(500), lists, vec![]).await;
     server.expect(&["shop/a", "all [a] @10"]).await;
-    assert_eq!(server.watch_errors(), 1);
+    assert!(server.watch_errors() >= 1);
 }
 
 #[tokio::test]
@@ -341,5 +352,6 @@ async fn a_watch_that_ends_at_once_is_a_failure_lest_we_spin() {
         vec![Reply::Events(vec![]), Reply::Events(vec![]), Reply::Hold(vec![change("ADDED", pod("a", "11"))])];
     let mut server = Server::start(vec![page("10", "", vec![])], watches).await;
     server.expect(&["all [] @10", "shop/a @11"]).await;
-    assert!(server.script.lock().lists_seen.len() == 1);
+    assert_eq!(server.script.lock().lists_seen.len(), 1);
+    assert_eq!(server.watch_errors(), 2);
 }
