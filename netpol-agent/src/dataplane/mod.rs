@@ -140,6 +140,11 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Elements that a map has room for.
+    pub fn map_size(&self, name: &'static str) -> Result<u32, DataplaneError> {
+        pinned_size(&self.pins, name)
+    }
+
     /// A reader of the drop counters.
     pub fn drop_counters(&self, namespaces: EndpointNamespaces) -> Result<DropCounters, DataplaneError> {
         Ok(DropCounters::open(&self.pins, namespaces)?)

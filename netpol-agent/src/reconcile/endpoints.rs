@@ -345,8 +345,8 @@ impl Engine {
             let _none = namespaces.insert(number, namespace);
             if let Some(endpoint) = self.compiler.endpoint_state(number) {
                 counts.ready += usize::from(endpoint.ready && port.in_force);
-                counts.isolated_ingress += usize::from(endpoint.isolated_ingress);
-                counts.isolated_egress += usize::from(endpoint.isolated_egress);
+                counts.isolated_ingress += usize::from(endpoint.ingress_isolated);
+                counts.isolated_egress += usize::from(endpoint.egress_isolated);
             }
         }
         let without = self.pods.addressed().filter(|uid| !self.ports.has_uid(uid)).count();
@@ -356,6 +356,9 @@ impl Engine {
         let host_network = self.pods.host_network();
         if host_network > 0 {
             let _none = counts.unmanaged.insert(UnmanagedReason::HostNetwork, host_network);
+        }
+        for (map, entries, capacity) in self.compiler.counts().maps {
+            self.state.set_map(map, entries as u64, capacity as u64);
         }
         *self.namespaces.lock() = namespaces;
         self.state.set_endpoints(counts);

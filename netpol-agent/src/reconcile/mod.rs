@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, setting_flags};
+use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, names, setting_flags};
 use netpol_policy::compile::{Capacities, Change, Compiler, MapOp};
 use netpol_policy::decode::{Kind, Object};
 use tokio::sync::mpsc;
@@ -90,12 +90,11 @@ impl Engine {
         dataplane.check_owner(&config)?;
         dataplane.maps.set_settings(settings(&config))?;
         let mut netlink = Netlink::open()?;
-        let numbers = Numbers::new(config.max_endpoints.get(), dataplane.maps.endpoint_digests()?);
+        let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
         let first_run = dataplane.maps.state()?.programmed == 0;
         let mut ports = Ports::new(config.pod_bridge.as_str());
         observe_all(&mut ports, &mut netlink, None)?;
         let mut reverse_until = BTreeMap::new();
-        let mut numbers = numbers;
         endpoints::take_over_rows(&mut dataplane, &mut ports, &mut numbers, first_run)?;
         if first_run {
             endpoints::adopt_running(
@@ -106,7 +105,7 @@ impl Engine {
         let namespaces = EndpointNamespaces::default();
         let counters = Arc::new(dataplane.drop_counters(Arc::clone(&namespaces))?);
         state.set_drop_counters(Arc::clone(&counters) as _);
-        let compiler = Compiler::new(config.node.as_str(), Capacities::default(), dataplane.maps.snapshot()?);
+        let compiler = Compiler::new(config.node.as_str(), capacities(&dataplane)?, dataplane.maps.snapshot()?);
         let mut engine = Self {
             compiler,
             intake: Intake::default(),
@@ -189,7 +188,13 @@ impl Engine {
     }
 
     fn take_event(&mut self, Envelope { seen, event }: Envelope) {
-        for change in self.intake.take(event, &self.state) {
+        for mut change in self.intake.take(event, &self.state) {
+            // Addresses of a family that pods do not use here would only be rows that no packet asks for.
+            match &mut change {
+                Change::Upsert(Object::Pod(pod)) => pod.addresses.retain(|a| self.config.families.include(a)),
+                Change::Upsert(Object::Node(node)) => node.addresses.retain(|a| self.config.families.include(a)),
+                _ => {}
+            }
             self.oldest = Some(self.oldest.map_or(seen, |oldest| oldest.min(seen)));
             match &change {
                 Change::Upsert(Object::Pod(pod)) => {
@@ -414,6 +419,22 @@ fn observe_all(ports: &mut Ports, netlink: &mut Netlink, seen: Option<Instant>) 
         let _change = ports.observe(link, seen);
     }
     Ok(())
+}
+
+/// What the maps hold, as they were made: an adopted map keeps its size.
+fn capacities(dataplane: &Dataplane) -> anyhow::Result<Capacities> {
+    let size = |name| dataplane.map_size(name);
+    Ok(Capacities {
+        endpoints: size(names::ENDPOINT_WORDS)?,
+        addresses: size(names::ADDRESSES)?,
+        class4: size(names::CLASS4)?,
+        class6: size(names::CLASS6)?,
+        cidr4: size(names::CIDR4)?,
+        cidr6: size(names::CIDR6)?,
+        rules: size(names::RULES)?,
+        ports: size(names::PORTS)?,
+        digests: size(names::DIGESTS)?,
+    })
 }
 
 fn settings(config: &Config) -> Settings {
