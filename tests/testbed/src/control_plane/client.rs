@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::place::Place;
+use crate::place::Place;
 
 /// kubectl with one kubeconfig.
 #[derive(Clone, Debug)]

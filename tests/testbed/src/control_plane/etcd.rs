@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::place::Place;
+use crate::place::Place;
 
 /// A client of one etcd.
 #[derive(Clone, Debug)]

@@ -12,8 +12,6 @@ mod certificates;
 mod client;
 mod etcd;
 pub mod installation;
-pub mod place;
-mod process;
 mod relay;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -31,9 +29,10 @@ use self::certificates::{Authority, Identity};
 pub use self::client::Client;
 pub use self::etcd::Etcd;
 use self::installation::Installation;
-use self::place::Place;
-use self::process::Process;
+use crate::place::Place;
+use crate::process::Process;
 pub use self::relay::Relay;
+pub use crate::{place, process};
 
 /// How long a daemon may take to answer: generous, since tests run on machines that are busy compiling.
 const START: Duration = Duration::from_secs(120);

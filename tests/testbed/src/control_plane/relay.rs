@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::place::Place;
+use crate::place::Place;
 
 /// How often a relay that holds bytes back looks whether it still has to.
 const PAUSE: Duration = Duration::from_millis(10);

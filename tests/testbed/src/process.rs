@@ -1,4 +1,4 @@
-//! A daemon of the control plane, which never outlives the test that started it.
+//! A daemon, which never outlives the test that started it.
 //!
 //! `PR_SET_PDEATHSIG` ends the child with the *thread* that started it, and the test harness ends a thread with each
 //! test. So children are started by one thread that lives as long as the process, and die with the process even if it
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::place::Place;
+use crate::place::Place;
 
 /// How long a daemon has to end by itself before it is killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running daemon; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Process {
+pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
@@ -31,7 +31,10 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts `command` in `place`; what it prints is appended to `log`.
-    pub(super) fn start(name: &str, mut command: Command, place: &Place, log: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(name: &str, mut command: Command, place: &Place, log: &Path) -> Result<Self> {
         let output = File::options().create(true).append(true).open(log);
         let output = output.with_context(|| format!("cannot open {}", log.display()))?;
         let errors = output.try_clone().context("dup")?;
@@ -42,16 +45,26 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    /// Fails if the process has ended, with the last lines that it printed.
-    pub(super) fn check(&mut self) -> Result<()> {
+    /// Fails if the process has ended.
+    ///
+    /// # Errors
+    /// It has; the message has the last lines that it printed.
+    pub fn check(&mut self) -> Result<()> {
         match self.child.try_wait().context("waitpid")? {
             None => Ok(()),
             Some(status) => bail!("{} ended: {status}\n{}", self.name, self.tail()),
         }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The last lines that the process printed.
-    pub(super) fn tail(&self) -> String {
+    #[must_use]
+    pub fn tail(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
@@ -59,7 +72,7 @@ impl Process {
     }
 
     /// Ends the process: asks first, then kills.
-    pub(super) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.signal(libc::SIGTERM);
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
@@ -72,7 +85,7 @@ impl Process {
     }
 
     /// Ends the process as a crash would.
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         // Both fail only if the process has ended, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
