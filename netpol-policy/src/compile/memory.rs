@@ -1,0 +1,202 @@
+//! The maps as plain collections: what the kernel would hold if it were told the same operations.
+//!
+//! Used by tests and wherever a verdict is wanted without a kernel. Reads go through
+//! [`netpol_common::tables::Tables`], so the very function that judges packets judges here too.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use netpol_common::abi::{
+    AddressKey, CLASS_NONE, ClassRow, Counter, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
+    FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, RuleKey, RuleRow, Settings,
+};
+use netpol_common::tables::{FlowTable, Full, Tables};
+
+use super::{MapOp, Snapshot};
+
+/// What programs write.
+#[derive(Debug, Default)]
+struct Written {
+    embryonic: BTreeMap<FlowKey, FlowRow>,
+    confirmed: BTreeMap<FlowKey, FlowRow>,
+    tombstones: BTreeMap<FlowKey, FlowRow>,
+    fragments: BTreeMap<FragmentKey, FragmentRow>,
+    buckets: BTreeMap<u32, u64>,
+    counters: BTreeMap<u32, Counter>,
+}
+
+/// All tables of one node, in memory.
+#[derive(Debug, Default)]
+pub struct MemoryTables {
+    /// Settings; programs drop everything without.
+    pub settings: Option<Settings>,
+    /// Interfaces by index.
+    pub interfaces: BTreeMap<u32, InterfaceRow>,
+    policy: Snapshot,
+    written: Mutex<Written>,
+}
+
+impl MemoryTables {
+    /// Empty tables.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tables that hold what was read from elsewhere.
+    #[must_use]
+    pub fn of_snapshot(snapshot: Snapshot) -> Self {
+        Self { policy: snapshot, ..Self::default() }
+    }
+
+    /// Everything that a compiler writes, as it is.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.policy
+    }
+
+    /// Carries out one operation. Removing what is not there is fine, as it is in the kernel.
+    pub fn apply(&mut self, op: &MapOp) {
+        let Snapshot { digests, ports, rules, classes, cidrs, words, addresses, options, epoch } = &mut self.policy;
+        match *op {
+            MapOp::PutDigest(key, digest) => drop(digests.insert(key, digest)),
+            MapOp::RemoveDigest(key) => drop(digests.remove(&key)),
+            MapOp::PutPort { prefix_len, key, row } => drop(ports.insert((prefix_len, key), row)),
+            MapOp::RemovePort { prefix_len, key } => drop(ports.remove(&(prefix_len, key))),
+            MapOp::PutRule(key, row) => drop(rules.insert(key, row)),
+            MapOp::RemoveRule(key) => drop(rules.remove(&key)),
+            MapOp::PutClass(address, row) => drop(classes.insert(address, row)),
+            MapOp::RemoveClass(address) => drop(classes.remove(&address)),
+            MapOp::PutCidr(prefix, class) => drop(cidrs.insert(prefix, class)),
+            MapOp::RemoveCidr(prefix) => drop(cidrs.remove(&prefix)),
+            MapOp::SetWord { endpoint, word } => drop(words.insert(endpoint, word)),
+            MapOp::PutAddress(key) => drop(addresses.insert(key)),
+            MapOp::RemoveAddress(key) => drop(addresses.remove(&key)),
+            MapOp::SetOptions { endpoint, options: new } => drop(options.insert(endpoint, new)),
+            MapOp::SetEpoch(new) => *epoch = new,
+        }
+    }
+
+    /// A counter's value.
+    #[must_use]
+    pub fn counter(&self, index: u32) -> Counter {
+        self.written().counters.get(&index).copied().unwrap_or_default()
+    }
+
+    /// All flows of a table.
+    #[must_use]
+    pub fn flows(&self, table: FlowTable) -> BTreeMap<FlowKey, FlowRow> {
+        self.written().flows(table).clone()
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        // Every update is a single insert or removal: there is no half-written state to fear.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn longest_prefix(&self, address: IpAddr) -> Option<u32> {
+        let widest = if address.is_ipv4() { 32 } else { 128 };
+        (0..=widest)
+            .rev()
+            .filter_map(|bits| IpNet::new(address, bits).ok())
+            .find_map(|prefix| self.policy.cidrs.get(&prefix.trunc()).copied())
+    }
+}
+
+impl Written {
+    fn flows(&mut self, table: FlowTable) -> &mut BTreeMap<FlowKey, FlowRow> {
+        match table {
+            FlowTable::Embryonic => &mut self.embryonic,
+            FlowTable::Confirmed => &mut self.confirmed,
+            FlowTable::Tombstones => &mut self.tombstones,
+        }
+    }
+}
+
+impl Tables for MemoryTables {
+    fn settings(&self) -> Option<Settings> {
+        self.settings
+    }
+    fn interface(&self, ifindex: u32) -> Option<InterfaceRow> {
+        self.interfaces.get(&ifindex).copied()
+    }
+    fn endpoint_word(&self, endpoint: u32) -> Option<EndpointWord> {
+        Some(self.policy.words.get(&endpoint).copied().unwrap_or(EndpointWord(0)))
+    }
+    fn endpoint_options(&self, endpoint: u32) -> Option<EndpointOptions> {
+        Some(self.policy.options.get(&endpoint).copied().unwrap_or_default())
+    }
+    fn owns_address(&self, key: &AddressKey) -> bool {
+        self.policy.addresses.contains(key)
+    }
+    fn class4(&self, address: &[u8; 4]) -> Option<ClassRow> {
+        self.policy.classes.get(&IpAddr::from(*address)).copied()
+    }
+    fn class6(&self, address: &[u8; 16]) -> Option<ClassRow> {
+        self.policy.classes.get(&IpAddr::from(*address)).copied()
+    }
+    fn cidr4(&self, address: &[u8; 4]) -> Option<u32> {
+        self.longest_prefix(IpAddr::from(*address))
+    }
+    fn cidr6(&self, address: &[u8; 16]) -> Option<u32> {
+        self.longest_prefix(IpAddr::from(*address))
+    }
+    fn rule(&self, key: &RuleKey) -> Option<RuleRow> {
+        self.policy.rules.get(key).copied()
+    }
+    fn port(&self, key: &PortKeyData) -> Option<PortRow> {
+        let port = u16::from_be_bytes(key.port);
+        let set_bits = PORT_PREFIX_FULL - 16;
+        (set_bits..=PORT_PREFIX_FULL).rev().find_map(|prefix_len| {
+            let free = PORT_PREFIX_FULL - prefix_len;
+            let masked = if free == 16 { 0 } else { port >> free << free };
+            self.policy.ports.get(&(prefix_len, PortKeyData { port: masked.to_be_bytes(), ..*key })).copied()
+        })
+    }
+    fn flow(&self, table: FlowTable, key: &FlowKey) -> Option<FlowRow> {
+        self.written().flows(table).get(key).copied()
+    }
+    fn put_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> Result<(), Full> {
+        let _old = self.written().flows(table).insert(*key, *row);
+        Ok(())
+    }
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
+        let _row = self.written().flows(table).remove(key);
+    }
+    fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32) {
+        if let Some(row) = self.written().flows(table).get_mut(key) {
+            row.last_seen = last_seen;
+            row.phase = phase;
+        }
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        self.written().fragments.get(key).copied()
+    }
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full> {
+        let _old = self.written().fragments.insert(*key, *row);
+        Ok(())
+    }
+    fn bucket(&self, endpoint: u32) -> Option<u64> {
+        Some(self.written().buckets.get(&endpoint).copied().unwrap_or_default())
+    }
+    fn put_bucket(&self, endpoint: u32, value: u64) {
+        let _old = self.written().buckets.insert(endpoint, value);
+    }
+    fn count(&self, index: u32, add: Counter) {
+        let mut written = self.written();
+        let counter = written.counters.entry(index).or_default();
+        counter.packets += add.packets;
+        counter.bytes += add.bytes;
+    }
+}
+
+impl MemoryTables {
+    /// The class that a program finds for an address.
+    #[must_use]
+    pub fn class_of(&self, address: IpAddr) -> u32 {
+        let own = self.policy.classes.get(&address).map(|row| row.class);
+        own.or_else(|| self.longest_prefix(address)).unwrap_or(CLASS_NONE)
+    }
+}

@@ -1,0 +1,496 @@
+//! Who is in which class: what becomes live or dies with a policy set, what addresses and prefixes carry, and how both
+//! move from one class to another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use netpol_common::abi::{CLASS_NONE, ClassRow, Digest, DigestKey, address_kind, id_kind};
+
+use super::atoms::{self, Atom, AtomId, Destinations, Member};
+use super::cidr::below;
+use super::classes::ClassContent;
+use super::index::of_namespace;
+use super::rows::Full;
+use super::sets::{DIRECTIONS, SetContent};
+use super::tables::Counted;
+use super::{AddressRow, Compiler, Refusal, Refused, SetEntry};
+use crate::model::{NamespaceScope, ObjectName};
+
+/// What to do when a class does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overflow {
+    /// Give up: policy sets are being tried out.
+    GiveUp,
+    /// Put something in its place that permits no more.
+    Fallback,
+}
+
+/// What an address is and carries.
+struct Carried {
+    kind: u32,
+    content: ClassContent,
+    /// Whose share the row counts to.
+    namespace: String,
+}
+
+impl Compiler {
+    /// Brings a policy set in: ids, peers, rows for all classes there are. If it fails, the set is there nevertheless,
+    /// to be removed by [`Self::remove_set`].
+    pub(super) fn add_set(&mut self, content: &SetContent, digest: Digest) -> Result<u32, Full> {
+        let set = self.ids.get(id_kind::SET, digest, self.now_ms).ok_or(Full(Counted::Digests))?;
+        let namespace = content.namespace.clone();
+        self.tables.put_digest(DigestKey { kind: id_kind::SET, id: set }, digest, &namespace);
+        let mut entry = SetEntry {
+            known: None,
+            digest,
+            namespace: namespace.clone(),
+            policies: content.policies.clone(),
+            atoms: BTreeSet::new(),
+            rules: Vec::new(),
+            prefixes: BTreeSet::new(),
+            classes: BTreeSet::new(),
+            users: BTreeSet::new(),
+            idle_since: Some(self.now_ms),
+            evicted: false,
+        };
+        for atom in content.atoms() {
+            let (id, born) = self.atoms.refer(atom, set);
+            let _new = entry.atoms.insert(id);
+            if born {
+                self.atom_born(id, atom);
+            }
+            if let Atom::Block(block) = atom {
+                for prefix in std::iter::once(&block.cidr).chain(&block.except) {
+                    if entry.prefixes.insert(*prefix) {
+                        self.tables.quotas.share(Counted::cidrs(*prefix), &namespace, true);
+                    }
+                }
+            }
+        }
+        let rules: Result<(), Full> = content.rules.iter().try_for_each(|name| {
+            entry.rules.push(self.refer_rule(name)?);
+            Ok(())
+        });
+        let ids = entry.rules.clone();
+        if rules.is_ok() {
+            let known = content.resolve(|atom| self.atoms.find(atom), |position| ids[position]);
+            if known.is_broad() {
+                let _new = self.broad_sets.insert(set);
+            }
+            entry.known = Some(Arc::new(known));
+        }
+        let classes = self.classes_for(&entry);
+        let _none = self.sets.insert(set, entry);
+        let _none = self.sets_by_digest.insert(digest, set);
+        rules?;
+        self.write_any(set)?;
+        for class in classes {
+            self.write_rows(set, class)?;
+            self.fits()?;
+        }
+        self.fits()?;
+        Ok(set)
+    }
+
+    /// Takes a policy set that nobody has out, with its rows and with the peers that only it named.
+    pub(super) fn remove_set(&mut self, set: u32) {
+        let Some(entry) = self.sets.get(&set) else { return };
+        for class in entry.classes.clone() {
+            self.remove_rows(set, class);
+        }
+        self.remove_rows(set, netpol_common::abi::CLASS_ANY);
+        let Some(SetEntry { digest, namespace, atoms, rules, prefixes, .. }) = self.sets.remove(&set) else { return };
+        if self.sets_by_digest.get(&digest) == Some(&set) {
+            let _set = self.sets_by_digest.remove(&digest);
+        }
+        let _was = self.broad_sets.remove(&set);
+        for id in atoms {
+            let atom = self.atoms.get(id).map(|entry| entry.atom.clone());
+            if self.atoms.forget(id, set)
+                && let Some(atom) = atom
+            {
+                self.atom_died(id, &atom);
+            }
+        }
+        for rule in rules {
+            self.forget_rule(rule);
+        }
+        for prefix in prefixes {
+            self.tables.quotas.share(Counted::cidrs(prefix), &namespace, false);
+        }
+        self.tables.remove_digest(DigestKey { kind: id_kind::SET, id: set }, &namespace);
+        self.ids.release(id_kind::SET, set, self.now_ms);
+        self.disinherit();
+    }
+
+    fn atom_born(&mut self, id: AtomId, atom: &Atom) {
+        if let Some(block) = atom.block() {
+            if matches!(atom, Atom::Block(_)) {
+                self.prefixes.insert(id, block);
+                let _new = self.dirty.prefixes.insert(block.cidr);
+            }
+            self.dirty.addresses.extend(self.index.claimed_below(block.cidr));
+            return;
+        }
+        let scope = match atom {
+            Atom::Pods(peer) | Atom::NamedPort { among: Destinations::Pods(peer), .. } => Some(&peer.namespaces),
+            Atom::NamedPort { .. } | Atom::Block(_) | Atom::Inherited { .. } => None,
+        };
+        let index = &self.index;
+        let pods: Vec<&ObjectName> = match scope {
+            Some(NamespaceScope::Own(own)) => of_namespace(&index.pods, own).map(|(name, _)| name).collect(),
+            Some(NamespaceScope::Matching(selector)) => index
+                .namespaces
+                .values()
+                .filter(|namespace| selector.matches(&namespace.labels))
+                .flat_map(|namespace| of_namespace(&index.pods, &namespace.name).map(|(name, _)| name))
+                .collect(),
+            None => index.pods.keys().collect(),
+        };
+        let mut selected = Vec::new();
+        for name in pods {
+            let Some(pod) = index.pods.get(name).map(|entry| &entry.pod) else { continue };
+            if pod.takes_part() {
+                let members = atoms::members(id, atom, pod, index.namespaces.get(&name.namespace));
+                if !members.is_empty() {
+                    selected.push((name.clone(), members));
+                }
+            }
+        }
+        for (name, members) in selected {
+            self.dirty.addresses.extend(self.index.addresses_of(&name));
+            self.members.entry(name.clone()).or_default().extend(members);
+            if let Some(entry) = self.atoms.get_mut(id) {
+                let _new = entry.pods.insert(name);
+            }
+        }
+    }
+
+    fn atom_died(&mut self, id: AtomId, atom: &Atom) {
+        if let Some(block) = atom.block() {
+            if matches!(atom, Atom::Block(_)) {
+                self.prefixes.remove(id, block);
+                let _new = self.dirty.prefixes.insert(block.cidr);
+            }
+            self.dirty.addresses.extend(self.index.claimed_below(block.cidr));
+        }
+        let pods = self.atoms.get_mut(id).map(|entry| std::mem::take(&mut entry.pods)).unwrap_or_default();
+        for name in pods {
+            self.dirty.addresses.extend(self.index.addresses_of(&name));
+            if let Some(members) = self.members.get_mut(&name) {
+                members.retain(|member| member.atom != id);
+                if members.is_empty() {
+                    let _none = self.members.remove(&name);
+                }
+            }
+        }
+        self.atoms.collect(id);
+    }
+
+    /// Moves what is marked to the class it belongs to.
+    pub(super) fn settle(&mut self, overflow: Overflow) -> Result<(), Full> {
+        while let Some(name) = self.dirty.pods.pop_first() {
+            self.settle_pod(&name);
+        }
+        let result = self.settle_prefixes(overflow).and_then(|()| self.settle_addresses(overflow));
+        let unused: Vec<u32> = self
+            .fresh_classes
+            .iter()
+            .filter(|id| self.classes.get(**id).is_none_or(|class| class.references == 0))
+            .copied()
+            .collect();
+        for class in unused {
+            let _was = self.fresh_classes.remove(&class);
+            self.remove_class(class);
+        }
+        result
+    }
+
+    fn settle_pod(&mut self, name: &ObjectName) {
+        let members = match self.index.pods.get(name) {
+            Some(entry) => self.atoms.members_of(&entry.pod, self.index.namespaces.get(&name.namespace)),
+            None => BTreeSet::new(),
+        };
+        let old = self.members.get(name).cloned().unwrap_or_default();
+        if old == members {
+            return;
+        }
+        self.dirty.addresses.extend(self.index.addresses_of(name));
+        for Member { atom, .. } in &old {
+            if let Some(entry) = self.atoms.get_mut(*atom) {
+                let _was = entry.pods.remove(name);
+            }
+            self.atoms.collect(*atom);
+        }
+        for Member { atom, .. } in &members {
+            if let Some(entry) = self.atoms.get_mut(*atom) {
+                let _new = entry.pods.insert(name.clone());
+            }
+        }
+        let _old =
+            if members.is_empty() { self.members.remove(name) } else { self.members.insert(name.clone(), members) };
+    }
+
+    fn settle_prefixes(&mut self, overflow: Overflow) -> Result<(), Full> {
+        let mut done: Option<IpNet> = None;
+        while let Some(prefix) = self.dirty.prefixes.first().copied() {
+            // Their order puts a prefix right before all that are below it.
+            if !done.is_some_and(|done| done.contains(&prefix)) {
+                if let Err(full) = self.settle_below(prefix) {
+                    match overflow {
+                        Overflow::GiveUp => return Err(full),
+                        // Only peers that no set in use names have gone from here, so what is written is still right.
+                        Overflow::Fallback => {
+                            let _new = self.stuck_prefixes.insert(prefix);
+                        }
+                    }
+                }
+                done = Some(prefix);
+            }
+            let _was = self.dirty.prefixes.remove(&prefix);
+        }
+        Ok(())
+    }
+
+    fn settle_below(&mut self, prefix: IpNet) -> Result<(), Full> {
+        let wanted: BTreeMap<IpNet, ClassContent> = self
+            .prefixes
+            .rows_below(prefix)
+            .into_iter()
+            .map(|(at, blocks)| (at, ClassContent::of_members(blocks.into_iter().map(Member::of).collect())))
+            .collect();
+        let held: Vec<IpNet> = self.tables.cidrs.rows().range(below(prefix)).map(|(at, _)| *at).collect();
+        for at in held.into_iter().filter(|at| !wanted.contains_key(at)) {
+            self.clear_prefix(at);
+        }
+        for (at, content) in wanted {
+            let class = self.class_for(&content)?;
+            let old = self.tables.cidrs.get(&at);
+            self.set_prefix(at, class);
+            if let (Err(full), None) = (self.fits(), old) {
+                self.clear_prefix(at);
+                return Err(full);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_prefix(&mut self, at: IpNet, class: u32) {
+        if self.cidrs.get(&at) != Some(&class) {
+            self.classes.refer(class);
+            if let Some(old) = self.cidrs.insert(at, class) {
+                self.classes.forget(old, self.now_ms);
+            }
+        }
+        self.tables.put_cidr(at, class);
+    }
+
+    fn clear_prefix(&mut self, at: IpNet) {
+        if let Some(class) = self.cidrs.remove(&at) {
+            self.classes.forget(class, self.now_ms);
+        }
+        self.tables.remove_cidr(at);
+    }
+
+    fn settle_addresses(&mut self, overflow: Overflow) -> Result<(), Full> {
+        while let Some(address) = self.dirty.addresses.first().copied() {
+            let _refusal = self.refused_addresses.remove(&address);
+            match self.carried(address) {
+                None => self.set_address(address, None),
+                Some(carried) => {
+                    if let Err(full) = self.settle_address(address, &carried) {
+                        match overflow {
+                            Overflow::GiveUp => return Err(full),
+                            Overflow::Fallback => self.fall_back(address, &carried, full),
+                        }
+                    }
+                }
+            }
+            let _was = self.dirty.addresses.remove(&address);
+        }
+        Ok(())
+    }
+
+    fn settle_address(&mut self, address: IpAddr, carried: &Carried) -> Result<(), Full> {
+        let Carried { kind, content, namespace } = carried;
+        let class = self.class_for(content)?;
+        self.set_address(address, Some((*kind, class, namespace)));
+        self.fits()
+    }
+
+    /// What permits no more than the class that does not fit: the old class, else that of the blocks around the
+    /// address, else, where even a row is too much, no row.
+    fn fall_back(&mut self, address: IpAddr, carried: &Carried, Full(map): Full) {
+        let Carried { kind, content, namespace } = carried;
+        let before = self.tables.classes.before(&address);
+        let old = before.map(|row| row.class).filter(|class| {
+            self.classes.get(*class).is_some_and(|class| {
+                let class = Arc::clone(&class.content);
+                self.permits_no_more(&class, content)
+            })
+        });
+        let class = old.unwrap_or_else(|| self.tables.longest_prefix(address));
+        self.set_address(address, Some((*kind, class, namespace)));
+        if self.fits().is_err() {
+            self.set_address(address, None);
+        }
+        let objects = self.index.claims.get(&address).map(|claims| claims.pods.iter().cloned().collect());
+        let refusal = Refusal { what: Refused::Class(address), objects: objects.unwrap_or_default(), map: map.name() };
+        let _none = self.refused_addresses.insert(address, refusal);
+    }
+
+    /// Whether all sets give a class no more than a content.
+    fn permits_no_more(&self, class: &ClassContent, content: &ClassContent) -> bool {
+        self.sets_for(class).into_iter().all(|set| {
+            self.sets.get(&set).and_then(|entry| entry.known.as_ref()).is_some_and(|known| {
+                DIRECTIONS
+                    .into_iter()
+                    .all(|direction| known.answer(direction, class).within(&known.answer(direction, content)))
+            })
+        })
+    }
+
+    /// Gives an address a row, or none.
+    fn set_address(&mut self, address: IpAddr, row: Option<(u32, u32, &str)>) {
+        let map = Counted::classes(address);
+        let old = self.addresses.remove(&address);
+        match row {
+            Some((kind, class, namespace)) => {
+                self.tables.put_class(address, ClassRow { kind, class });
+                self.tables.quotas.share(map, namespace, true);
+                self.classes.refer(class);
+                let row = AddressRow { class, namespace: namespace.to_owned() };
+                let _none = self.addresses.insert(address, row);
+            }
+            None => self.tables.remove_class(address),
+        }
+        if let Some(AddressRow { class, namespace }) = old {
+            self.tables.quotas.share(map, &namespace, false);
+            self.classes.forget(class, self.now_ms);
+        }
+    }
+
+    /// What an address is and carries; `None` if it is no pod's and no node's.
+    fn carried(&self, address: IpAddr) -> Option<Carried> {
+        let claims = self.index.claims.get(&address)?;
+        let mut blocks = self.prefixes.containing(address);
+        self.inherited.correct(address, &mut blocks);
+        let blocks: BTreeSet<Member> = blocks.into_iter().map(Member::of).collect();
+        // The address of a node is no pod's by label, even if a pod's status says so: host-network pods are one with
+        // their node (semantics W1), and blocks alone never permit more.
+        if claims.local || !claims.nodes.is_empty() {
+            let here = claims.local || claims.nodes.contains(&self.index.node);
+            let kind = if here { address_kind::THIS_NODE } else { address_kind::OTHER_NODE };
+            return Some(Carried { kind, content: ClassContent::of_members(blocks), namespace: String::new() });
+        }
+        let alternatives = claims.pods.iter().filter_map(|name| {
+            let pod = &self.index.pods.get(name)?.pod;
+            let mut members = blocks.clone();
+            members.extend(self.members.get(name).into_iter().flatten());
+            for entry in self.atoms.named_in_blocks() {
+                if let Atom::NamedPort { among: Destinations::Block(block), name, protocol } = &entry.atom
+                    && block.cidr.contains(&address)
+                    && !block.except.iter().any(|except| except.contains(&address))
+                    && let Some(id) = self.atoms.find(&entry.atom)
+                {
+                    members.extend(atoms::instances(id, pod, name, *protocol));
+                }
+            }
+            Some(members)
+        });
+        let content = ClassContent::of_claims(alternatives.collect());
+        let namespace = claims.pods.first().map(|name| name.namespace.clone()).unwrap_or_default();
+        Some(Carried { kind: address_kind::POD, content, namespace })
+    }
+
+    /// The class of a content, made if there is none: with its rows, for every set.
+    fn class_for(&mut self, content: &ClassContent) -> Result<u32, Full> {
+        if let Some(class) = self.classes.find(content) {
+            return Ok(class);
+        }
+        let digest = content.digest(&self.atoms);
+        let class = self.ids.get(id_kind::CLASS, digest, self.now_ms).ok_or(Full(Counted::Digests))?;
+        let key = DigestKey { kind: id_kind::CLASS, id: class };
+        if self.tables.digests.before(&key).is_none() {
+            let _new = self.fresh_classes.insert(class);
+        }
+        self.tables.put_digest(key, digest, "");
+        self.classes.insert(class, content.clone(), self.now_ms);
+        for atom in content.atoms() {
+            if let Some(entry) = self.atoms.get_mut(atom) {
+                let _new = entry.classes.insert(class);
+            }
+        }
+        let sets = self.sets_for(content);
+        let result = self.class_rows(class, &sets);
+        if result.is_err() {
+            let _was = self.fresh_classes.remove(&class);
+            self.remove_class(class);
+        }
+        result.map(|()| class)
+    }
+
+    fn class_rows(&mut self, class: u32, sets: &BTreeSet<u32>) -> Result<(), Full> {
+        for set in sets {
+            if self.sets.get(set).is_none_or(|entry| entry.evicted) {
+                continue;
+            }
+            self.write_rows(*set, class)?;
+            if let Err(full) = self.fits() {
+                // A namespace that has used up its share must not keep the pods of others from their class: its own
+                // set gives way.
+                let namespace = self.sets.get(set).map(|entry| entry.namespace.clone()).unwrap_or_default();
+                let to_blame = self.tables.quotas.over_half_of(&namespace).is_some() && !self.trying;
+                if !to_blame || self.tables.quotas.full().is_some() {
+                    return Err(full);
+                }
+                self.remove_rows(*set, class);
+                self.evict(*set, full);
+            }
+        }
+        self.fits()
+    }
+
+    /// Nobody may have a set any more: its rows are not complete.
+    fn evict(&mut self, set: u32, Full(map): Full) {
+        let Some(entry) = self.sets.get_mut(&set) else { return };
+        entry.evicted = true;
+        entry.idle_since = Some(self.now_ms);
+        let objects: Vec<ObjectName> = entry.policies.iter().cloned().collect();
+        for endpoint in std::mem::take(&mut entry.users) {
+            let refusal = Refusal { what: Refused::PolicySet { endpoint }, objects: objects.clone(), map: map.name() };
+            self.deny(endpoint, refusal);
+            let _new = self.early.insert(endpoint);
+        }
+    }
+
+    /// Takes a class out that nothing has.
+    pub(super) fn remove_class(&mut self, class: u32) {
+        if class == CLASS_NONE {
+            return;
+        }
+        let sets = self.classes.get(class).map(|entry| entry.sets.clone()).unwrap_or_default();
+        for set in sets {
+            self.remove_rows(set, class);
+        }
+        let Some(entry) = self.classes.remove(class) else { return };
+        for atom in entry.content.atoms() {
+            if let Some(entry) = self.atoms.get_mut(atom) {
+                let _was = entry.classes.remove(&class);
+            }
+            self.atoms.collect(atom);
+        }
+        self.tables.remove_digest(DigestKey { kind: id_kind::CLASS, id: class }, "");
+        self.ids.release(id_kind::CLASS, class, self.now_ms);
+    }
+
+    /// Whether everything fits so far.
+    pub(super) fn fits(&self) -> Result<(), Full> {
+        match self.tables.quotas.full().or_else(|| self.tables.quotas.over_half()) {
+            Some(map) => Err(Full(map)),
+            None => Ok(()),
+        }
+    }
+}

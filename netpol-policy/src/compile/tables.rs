@@ -1,0 +1,441 @@
+//! The compiler's copy of the policy maps: what they hold once the current plan is carried out, and what changed.
+//!
+//! A plan is found by changing the copy, freely and even back and forth, and comparing at the end: only keys whose row
+//! differs from what the maps hold become operations. The copy also keeps count of rows, in all and by namespace, so
+//! that what does not fit is found before it is written.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netpol_common::abi::{
+    AddressKey, ClassRow, Digest, DigestKey, EndpointOptions, EndpointWord, PortRow, RuleKey, RuleRow, names, sizes,
+};
+
+use super::ports::PortKey;
+
+/// How many rows each map holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Elements of the arrays by endpoint number.
+    pub endpoints: u32,
+    /// Addresses of local endpoints.
+    pub addresses: u32,
+    /// IPv4 pod and node addresses.
+    pub class4: u32,
+    /// IPv6 pod and node addresses.
+    pub class6: u32,
+    /// IPv4 prefixes.
+    pub cidr4: u32,
+    /// IPv6 prefixes.
+    pub cidr6: u32,
+    /// Verdict rows.
+    pub rules: u32,
+    /// Port prefixes.
+    pub ports: u32,
+    /// Allocated ids.
+    pub digests: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            endpoints: sizes::ENDPOINTS,
+            addresses: sizes::ADDRESSES,
+            class4: sizes::CLASSES,
+            class6: sizes::CLASSES,
+            cidr4: sizes::CIDRS,
+            cidr6: sizes::CIDRS,
+            rules: sizes::RULES,
+            ports: sizes::PORTS,
+            digests: sizes::DIGESTS,
+        }
+    }
+}
+
+/// Everything that a compiler writes, as read back from the maps: what an earlier agent left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What ids stand for; of all kinds.
+    pub digests: BTreeMap<DigestKey, Digest>,
+    /// Rows of port sets, by prefix length in bits and key.
+    pub ports: BTreeMap<PortKey, PortRow>,
+    /// Verdict rows.
+    pub rules: BTreeMap<RuleKey, RuleRow>,
+    /// Pod and node addresses.
+    pub classes: BTreeMap<IpAddr, ClassRow>,
+    /// Prefixes, host bits zero, and their classes.
+    pub cidrs: BTreeMap<IpNet, u32>,
+    /// Words by endpoint number. Absent is zero.
+    pub words: BTreeMap<u32, EndpointWord>,
+    /// Addresses of endpoints.
+    pub addresses: BTreeSet<AddressKey>,
+    /// Switches by endpoint number. Absent is zero.
+    pub options: BTreeMap<u32, EndpointOptions>,
+    /// The last epoch given out.
+    pub epoch: u32,
+}
+
+/// A map whose rows are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Counted {
+    Addresses,
+    Class4,
+    Class6,
+    Cidr4,
+    Cidr6,
+    Rules,
+    Ports,
+    Digests,
+}
+
+impl Counted {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Addresses,
+        Self::Class4,
+        Self::Class6,
+        Self::Cidr4,
+        Self::Cidr6,
+        Self::Rules,
+        Self::Ports,
+        Self::Digests,
+    ];
+
+    /// The map's name.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Addresses => names::ADDRESSES,
+            Self::Class4 => names::CLASS4,
+            Self::Class6 => names::CLASS6,
+            Self::Cidr4 => names::CIDR4,
+            Self::Cidr6 => names::CIDR6,
+            Self::Rules => names::RULES,
+            Self::Ports => names::PORTS,
+            Self::Digests => names::DIGESTS,
+        }
+    }
+
+    pub(super) const fn classes(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Class4,
+            IpAddr::V6(_) => Self::Class6,
+        }
+    }
+
+    pub(super) const fn cidrs(prefix: IpNet) -> Self {
+        match prefix {
+            IpNet::V4(_) => Self::Cidr4,
+            IpNet::V6(_) => Self::Cidr6,
+        }
+    }
+}
+
+/// Rows of a map, in all and by namespace.
+#[derive(Clone, Debug, Default)]
+struct Quota {
+    limit: usize,
+    used: usize,
+    shares: HashMap<String, usize>,
+    /// Namespaces with more than half of the map.
+    over: BTreeSet<String>,
+}
+
+/// Row counts of all maps.
+#[derive(Clone, Debug)]
+pub(super) struct Quotas(BTreeMap<Counted, Quota>);
+
+impl Quotas {
+    fn new(capacities: &Capacities) -> Self {
+        let Capacities { endpoints: _, addresses, class4, class6, cidr4, cidr6, rules, ports, digests } = capacities;
+        let limits = [addresses, class4, class6, cidr4, cidr6, rules, ports, digests];
+        let quota = |limit: &u32| Quota { limit: *limit as usize, ..Quota::default() };
+        Self(Counted::ALL.into_iter().zip(limits).map(|(map, limit)| (map, quota(limit))).collect())
+    }
+
+    fn total(&mut self, map: Counted, more: bool) {
+        if let Some(quota) = self.0.get_mut(&map) {
+            quota.used = if more { quota.used + 1 } else { quota.used - 1 };
+        }
+    }
+
+    /// Counts a row to a namespace. Rows of no namespace's (nodes, classes) have the empty name, which has no limit.
+    pub(super) fn share(&mut self, map: Counted, namespace: &str, more: bool) {
+        let Some(quota) = self.0.get_mut(&map) else { return };
+        if namespace.is_empty() {
+            return;
+        }
+        let share = match quota.shares.get_mut(namespace) {
+            Some(share) => share,
+            None => quota.shares.entry(namespace.to_owned()).or_default(),
+        };
+        *share = if more { *share + 1 } else { *share - 1 };
+        let (share, half) = (*share, quota.limit / 2);
+        if share > half {
+            if !quota.over.contains(namespace) {
+                let _new = quota.over.insert(namespace.to_owned());
+            }
+        } else if !quota.over.is_empty() {
+            let _was = quota.over.remove(namespace);
+        }
+        if share == 0 {
+            let _none = quota.shares.remove(namespace);
+        }
+    }
+
+    /// The first map that is full.
+    pub(super) fn full(&self) -> Option<Counted> {
+        self.0.iter().find(|(_, quota)| quota.used > quota.limit).map(|(map, _)| *map)
+    }
+
+    /// The first map of which a namespace holds more than half.
+    pub(super) fn over_half(&self) -> Option<Counted> {
+        self.0.iter().find(|(_, quota)| !quota.over.is_empty()).map(|(map, _)| *map)
+    }
+
+    /// The first map of which this namespace holds more than half.
+    pub(super) fn over_half_of(&self, namespace: &str) -> Option<Counted> {
+        self.0.iter().find(|(_, quota)| quota.over.contains(namespace)).map(|(map, _)| *map)
+    }
+
+    /// Rows and limit of each map.
+    pub(super) fn used(&self) -> impl Iterator<Item = (Counted, usize, usize)> + '_ {
+        self.0.iter().map(|(map, quota)| (*map, quota.used, quota.limit))
+    }
+}
+
+/// Rows of a map, and what they were before the plan.
+#[derive(Clone, Debug)]
+pub(super) struct Tracked<K, V> {
+    rows: BTreeMap<K, V>,
+    before: BTreeMap<K, Option<V>>,
+}
+
+impl<K: Ord + Copy, V: Copy + PartialEq> Tracked<K, V> {
+    fn new(rows: BTreeMap<K, V>) -> Self {
+        Self { rows, before: BTreeMap::new() }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        self.rows.get(key).copied()
+    }
+
+    pub(super) fn rows(&self) -> &BTreeMap<K, V> {
+        &self.rows
+    }
+
+    fn put(&mut self, key: K, row: V) -> Option<V> {
+        let old = self.rows.insert(key, row);
+        if old != Some(row) {
+            let _first = self.before.entry(key).or_insert(old);
+        }
+        old
+    }
+
+    fn remove(&mut self, key: &K) -> Option<V> {
+        let old = self.rows.remove(key)?;
+        let _first = self.before.entry(*key).or_insert(Some(old));
+        Some(old)
+    }
+
+    /// What the row was before the plan.
+    pub(super) fn before(&self, key: &K) -> Option<V> {
+        self.before.get(key).copied().unwrap_or_else(|| self.get(key))
+    }
+
+    /// Keys that may have changed, with the row before the plan.
+    pub(super) fn touched(&self) -> impl Iterator<Item = (K, Option<V>)> + '_ {
+        self.before.iter().map(|(key, before)| (*key, *before))
+    }
+
+    /// What changed: rows that are gone, rows that are new or different.
+    pub(super) fn changes(&mut self) -> (Vec<K>, Vec<(K, V)>) {
+        let (mut gone, mut put) = (Vec::new(), Vec::new());
+        for (key, before) in std::mem::take(&mut self.before) {
+            match self.rows.get(&key) {
+                None if before.is_some() => gone.push(key),
+                Some(row) if before != Some(*row) => put.push((key, *row)),
+                None | Some(_) => {}
+            }
+        }
+        (gone, put)
+    }
+}
+
+/// Rows of an earlier agent that nothing has asked for yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unclaimed {
+    pub(super) digests: BTreeSet<DigestKey>,
+    pub(super) ports: BTreeSet<PortKey>,
+    pub(super) rules: BTreeSet<RuleKey>,
+}
+
+impl Unclaimed {
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { digests, ports, rules } = self;
+        digests.is_empty() && ports.is_empty() && rules.is_empty()
+    }
+}
+
+/// The copy of all maps.
+#[derive(Clone, Debug)]
+pub(super) struct Tables {
+    pub(super) digests: Tracked<DigestKey, Digest>,
+    pub(super) ports: Tracked<PortKey, PortRow>,
+    pub(super) rules: Tracked<RuleKey, RuleRow>,
+    pub(super) classes: Tracked<IpAddr, ClassRow>,
+    pub(super) cidrs: Tracked<IpNet, u32>,
+    pub(super) words: Tracked<u32, EndpointWord>,
+    pub(super) addresses: Tracked<AddressKey, ()>,
+    pub(super) options: Tracked<u32, EndpointOptions>,
+    pub(super) unclaimed: Unclaimed,
+    pub(super) quotas: Quotas,
+}
+
+impl Tables {
+    /// What an earlier agent left. `own` tells the kinds of digests that are the compiler's.
+    pub(super) fn new(capacities: &Capacities, snapshot: Snapshot, own: &[u32]) -> Self {
+        let Snapshot { digests, ports, rules, classes, cidrs, words, addresses, options, epoch: _ } = snapshot;
+        let mut quotas = Quotas::new(capacities);
+        let mut count = |map: Counted, rows: usize| {
+            if let Some(quota) = quotas.0.get_mut(&map) {
+                quota.used += rows;
+            }
+        };
+        count(Counted::Digests, digests.len());
+        count(Counted::Ports, ports.len());
+        count(Counted::Rules, rules.len());
+        count(Counted::Addresses, addresses.len());
+        classes.keys().for_each(|address| count(Counted::classes(*address), 1));
+        cidrs.keys().for_each(|prefix| count(Counted::cidrs(*prefix), 1));
+        Self {
+            unclaimed: Unclaimed {
+                digests: digests.keys().filter(|key| own.contains(&key.kind)).copied().collect(),
+                ports: ports.keys().copied().collect(),
+                rules: rules.keys().copied().collect(),
+            },
+            digests: Tracked::new(digests),
+            ports: Tracked::new(ports),
+            rules: Tracked::new(rules),
+            classes: Tracked::new(classes),
+            cidrs: Tracked::new(cidrs),
+            words: Tracked::new(words),
+            addresses: Tracked::new(addresses.into_iter().map(|key| (key, ())).collect()),
+            options: Tracked::new(options),
+            quotas,
+        }
+    }
+
+    pub(super) fn put_digest(&mut self, key: DigestKey, digest: Digest, namespace: &str) {
+        let old = self.digests.put(key, digest);
+        let claimed = !self.unclaimed.digests.remove(&key);
+        self.count_put(Counted::Digests, namespace, old.is_some(), claimed);
+    }
+
+    pub(super) fn remove_digest(&mut self, key: DigestKey, namespace: &str) {
+        let old = self.digests.remove(&key);
+        let claimed = !self.unclaimed.digests.remove(&key);
+        self.count_removal(Counted::Digests, namespace, old.is_some(), claimed);
+    }
+
+    pub(super) fn put_port(&mut self, key: PortKey, row: PortRow, namespace: &str) {
+        let old = self.ports.put(key, row);
+        let claimed = !self.unclaimed.ports.remove(&key);
+        self.count_put(Counted::Ports, namespace, old.is_some(), claimed);
+    }
+
+    pub(super) fn remove_port(&mut self, key: PortKey, namespace: &str) {
+        let old = self.ports.remove(&key);
+        let claimed = !self.unclaimed.ports.remove(&key);
+        self.count_removal(Counted::Ports, namespace, old.is_some(), claimed);
+    }
+
+    pub(super) fn put_rule(&mut self, key: RuleKey, row: RuleRow, namespace: &str) {
+        let old = self.rules.put(key, row);
+        let claimed = !self.unclaimed.rules.remove(&key);
+        self.count_put(Counted::Rules, namespace, old.is_some(), claimed);
+    }
+
+    /// Removes a row and tells what it was.
+    pub(super) fn remove_rule(&mut self, key: RuleKey, namespace: &str) -> Option<RuleRow> {
+        let old = self.rules.remove(&key);
+        let claimed = !self.unclaimed.rules.remove(&key);
+        self.count_removal(Counted::Rules, namespace, old.is_some(), claimed);
+        old.filter(|_| claimed)
+    }
+
+    pub(super) fn put_class(&mut self, address: IpAddr, row: ClassRow) {
+        if self.classes.put(address, row).is_none() {
+            self.quotas.total(Counted::classes(address), true);
+        }
+    }
+
+    pub(super) fn remove_class(&mut self, address: IpAddr) {
+        if self.classes.remove(&address).is_some() {
+            self.quotas.total(Counted::classes(address), false);
+        }
+    }
+
+    pub(super) fn put_cidr(&mut self, prefix: IpNet, class: u32) {
+        if self.cidrs.put(prefix, class).is_none() {
+            self.quotas.total(Counted::cidrs(prefix), true);
+        }
+    }
+
+    pub(super) fn remove_cidr(&mut self, prefix: IpNet) {
+        if self.cidrs.remove(&prefix).is_some() {
+            self.quotas.total(Counted::cidrs(prefix), false);
+        }
+    }
+
+    pub(super) fn put_word(&mut self, endpoint: u32, word: EndpointWord) {
+        let _old = self.words.put(endpoint, word);
+    }
+
+    pub(super) fn put_address(&mut self, key: AddressKey) {
+        if self.addresses.put(key, ()).is_none() {
+            self.quotas.total(Counted::Addresses, true);
+        }
+    }
+
+    pub(super) fn remove_address(&mut self, key: AddressKey) {
+        if self.addresses.remove(&key).is_some() {
+            self.quotas.total(Counted::Addresses, false);
+        }
+    }
+
+    pub(super) fn put_options(&mut self, endpoint: u32, options: EndpointOptions) {
+        let _old = self.options.put(endpoint, options);
+    }
+
+    /// A row of an earlier agent counts in all at once, and to a namespace only from when it is claimed.
+    fn count_put(&mut self, map: Counted, namespace: &str, existed: bool, claimed: bool) {
+        if !existed {
+            self.quotas.total(map, true);
+        }
+        if !existed || !claimed {
+            self.quotas.share(map, namespace, true);
+        }
+    }
+
+    fn count_removal(&mut self, map: Counted, namespace: &str, existed: bool, claimed: bool) {
+        if existed {
+            self.quotas.total(map, false);
+            if claimed {
+                self.quotas.share(map, namespace, false);
+            }
+        }
+    }
+
+    /// The class that the CIDR tries give an address.
+    pub(super) fn longest_prefix(&self, address: IpAddr) -> u32 {
+        let widest = match address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        (0..=widest)
+            .rev()
+            .filter_map(|bits| IpNet::new(address, bits).ok())
+            .find_map(|prefix| self.cidrs.get(&prefix.trunc()))
+            .unwrap_or(netpol_common::abi::CLASS_NONE)
+    }
+}
