@@ -6,9 +6,11 @@ use anyhow::{Result, bail};
 use crate::process;
 
 /// Programs that the testbed and the build run, and the package that brings each.
-const PROGRAMS: [(&str, &str); 1] = [
+const PROGRAMS: [(&str, &str); 2] = [
     // A C linker and compiler, for rustc and for the assembly in the TLS library.
     ("cc", "build-essential"),
+    // The testbed's bridges, veths, addresses and routes.
+    ("ip", "iproute2"),
 ];
 
 /// Packages whose program is not there.

@@ -2,5 +2,8 @@
 //! namespace. Nothing here is a fake but the roles of the controller manager and the kubelet, which tests play with the
 //! same requests.
 
+mod enforcement;
 mod manifests;
+mod outages;
 mod premises;
+mod site;
