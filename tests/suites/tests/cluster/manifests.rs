@@ -1,9 +1,12 @@
 //! What users apply: accepted by a strict API server, admitted as pods, and granted no more than the agent asks for.
 
 use std::path::Path;
+use std::process::Command;
 
 use netpol_testbed::control_plane::{Client, ControlPlane, Options, actors};
 use serde_json::{Value, json};
+
+use crate::site::agent_binary;
 
 /// The kustomization that everything else builds on.
 fn base() -> &'static Path {
@@ -88,4 +91,35 @@ fn the_agents_identity_may_read_what_it_watches_and_change_nothing() {
             assert!(!agent.may(verb, resource).unwrap(), "{verb} {resource}");
         }
     }
+}
+
+#[test]
+fn the_daemon_sets_container_has_what_the_agents_flags_speak_of() {
+    let control_plane = installed();
+    let pod = pod_of_the_daemon_set(control_plane.admin());
+    let container = &pod["spec"]["containers"][0];
+    let strings = |list: &Value, key: &str| -> Vec<String> {
+        let field = |item: &Value| if key.is_empty() { item.clone() } else { item[key].clone() };
+        list.as_array().unwrap().iter().map(|item| field(item).as_str().unwrap().to_owned()).collect()
+    };
+
+    // Whatever is wrong with an argument is said before help is given.
+    let mut command = Command::new(agent_binary());
+    command.args(strings(&container["args"], "")).arg("--help").env("NODE_NAME", "node-1");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // What it uses by default: directories have to be mounted, the port has to be declared, the variable set.
+    let help = String::from_utf8(output.stdout).unwrap();
+    let defaults: Vec<&str> = help.split("[default: ").skip(1).filter_map(|rest| rest.split(']').next()).collect();
+    let mounts = strings(&container["volumeMounts"], "mountPath");
+    let directories: Vec<&&str> = defaults.iter().filter(|default| default.starts_with('/')).collect();
+    assert!(directories.len() >= 3, "{help}");
+    for directory in directories {
+        assert!(mounts.iter().any(|mount| Path::new(directory).starts_with(mount)), "{directory} is not mounted");
+    }
+    let port = defaults.iter().find_map(|default| default.strip_prefix("0.0.0.0:")).unwrap();
+    assert_eq!(container["ports"][0]["containerPort"].to_string(), port);
+    assert!(help.contains("[env: NODE_NAME="), "{help}");
+    assert_eq!(strings(&container["env"], "name"), ["NODE_NAME"]);
 }

@@ -121,7 +121,7 @@ impl Site {
             uid: stored["metadata"]["uid"].as_str().unwrap().to_owned(),
             addresses: addresses.clone(),
             // Whose a link is: of one pod the runtime's record says it, of the next only its status.
-            recorded: number % 2 == 0,
+            recorded: number.is_multiple_of(2),
         };
         let existing: Vec<&Pod> = self.pods.values().map(|(pod, _)| pod).collect();
         let pod = self.node.add_pods(vec![spec], &existing).unwrap().remove(0);
@@ -282,7 +282,7 @@ impl Connection {
 
 /// The agent, as `cargo xtask test` or `cargo build --package netpol-agent` has built it: beside the folder of the test
 /// binaries.
-fn agent_binary() -> PathBuf {
+pub(crate) fn agent_binary() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let binary = test.ancestors().nth(2).unwrap().join("netpol-agent");
     assert!(binary.is_file(), "{} is missing: cargo build --package netpol-agent", binary.display());
