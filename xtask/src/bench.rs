@@ -20,7 +20,7 @@ pub(crate) struct Args {
 /// # Errors
 /// Something is missing and cannot be installed, or cargo cannot be started.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN].concat())?;
+    setup::ensure(&Need::BPF_TOOLCHAIN)?;
     let mut bench = process::cargo();
     bench.args(["run", "--release", "--package", "netpol-suites", "--bin", "netpol-bench", "--"]).args(&args.arguments);
     let status = bench.status().context("cannot start cargo")?;

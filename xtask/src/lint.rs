@@ -20,7 +20,7 @@ const LINES: usize = 600;
 /// # Errors
 /// Something is missing and cannot be installed, or a check cannot be started.
 pub(crate) fn main(_args: &Args) -> Result<ExitCode> {
-    setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN].concat())?;
+    setup::ensure(&Need::BPF_TOOLCHAIN)?;
     let mut clean = true;
     for mut check in [format(), clippy(), clippy_of_programs()] {
         eprintln!("lint: {}", process::line(&check));

@@ -32,6 +32,10 @@ const UNPRIVILEGED: [&str; 5] = ["netpol-common", "netpol-policy", "netpol-testb
 /// # Errors
 /// Something that the tests need is missing and cannot be installed.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if !args.unprivileged && !process::is_root() {
+        bail!("the suites need root for namespaces and BPF; --unprivileged runs what does not");
+    }
+    setup::ensure(&Need::BPF_TOOLCHAIN)?;
     let mut steps: Vec<(String, Command)> = Vec::new();
     if args.suite.is_empty() {
         let mut unit = process::cargo();
@@ -41,21 +45,17 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         }
         steps.push(("unit and property tests".to_owned(), forward(unit, &[], &args.arguments)));
     }
-    if args.unprivileged {
-        setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN].concat())?;
-    } else {
-        if !process::is_root() {
-            bail!("the suites need root for namespaces and BPF; --unprivileged runs what does not");
-        }
-        setup::ensure(&[&[Need::Packages][..], &Need::BPF_TOOLCHAIN, &[Need::ControlPlane]].concat())?;
+    if !args.unprivileged {
+        setup::ensure(&[Need::Packages, Need::ControlPlane])?;
+        let mut agent = process::cargo();
+        agent.args(["build", "--package", "netpol-agent", "--bins"]);
+        steps.push(("the agent, which the suites run".to_owned(), agent));
         for suite in if args.suite.is_empty() { suites()? } else { args.suite.clone() } {
             let mut tests = process::cargo();
             tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", &suite]);
             // Suites make namespaces, pins and links on one machine: one test at a time.
             steps.push((format!("suite {suite}"), forward(tests, &["--test-threads=1"], &args.arguments)));
         }
-        // The suites run the agent's binary as it is shipped.
-        process::run(process::cargo().args(["build", "--package", "netpol-agent", "--bins"]))?;
     }
     let mut failed = Vec::new();
     for (name, mut command) in steps {

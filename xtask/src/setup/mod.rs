@@ -34,7 +34,7 @@ pub(crate) struct Args {
 /// Something that a command cannot do without.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Need {
-    /// Debian packages: iproute2 and what else the testbed runs
+    /// Debian packages that the testbed runs programs of
     Packages,
     /// The sources of Rust's core library, which are compiled for the BPF target
     RustSrc,

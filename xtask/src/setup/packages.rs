@@ -5,10 +5,8 @@ use anyhow::{Result, bail};
 
 use crate::process;
 
-/// Programs that the testbed and the build run, and the package that brings each.
-const PROGRAMS: [(&str, &str); 2] = [
-    // A C linker and compiler, for rustc and for the assembly in the TLS library.
-    ("cc", "build-essential"),
+/// Programs that the testbed runs, and the package that brings each.
+const PROGRAMS: [(&str, &str); 1] = [
     // The testbed's bridges, veths, addresses and routes.
     ("ip", "iproute2"),
 ];
