@@ -139,6 +139,25 @@ pub(super) fn below(prefix: IpNet) -> std::ops::RangeInclusive<IpNet> {
     prefix.trunc()..=IpNet::from(prefix.broadcast())
 }
 
+/// The row of the longest prefix that contains an address.
+pub(super) fn longest_match(rows: &BTreeMap<IpNet, u32>, address: IpAddr) -> Option<u32> {
+    let mut last = IpNet::from(address);
+    loop {
+        let (prefix, class) = rows.range(..=last).next_back()?;
+        if prefix.contains(&address) {
+            return Some(*class);
+        }
+        // Whatever contains the address and is smaller in order contains this prefix's address too, so it is no longer
+        // than what the two have in common.
+        let common = match (prefix.network(), address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
+        };
+        last = IpNet::new(address, u8::try_from(common).ok()?).ok()?.trunc();
+    }
+}
+
 fn length(prefix: &IpNet) -> (bool, u8) {
     (matches!(prefix, IpNet::V6(_)), prefix.prefix_len())
 }
@@ -197,6 +216,25 @@ mod tests {
         prefixes.remove(id, &block);
         assert!(prefixes.rows_below("::/0".parse().unwrap()).is_empty());
         assert!(prefixes.lengths.is_empty());
+    }
+
+    #[test]
+    fn the_longest_prefix_that_contains_an_address_wins() {
+        let prefixes = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/24", "10.1.0.128/25", "2001:db8::/32"];
+        let rows: BTreeMap<IpNet, u32> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).zip(1..).collect();
+        for (address, class) in [
+            ("9.9.9.9", Some(1)),
+            ("10.2.0.1", Some(2)),
+            ("10.1.2.3", Some(3)),
+            ("10.1.0.7", Some(4)),
+            ("10.1.0.200", Some(5)),
+            ("11.0.0.1", Some(1)),
+            ("2001:db8::1", Some(6)),
+            ("2001:db9::1", None),
+            ("::1", None),
+        ] {
+            assert_eq!(longest_match(&rows, address.parse().unwrap()), class, "{address}");
+        }
     }
 
     #[test]

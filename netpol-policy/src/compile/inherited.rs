@@ -115,7 +115,7 @@ impl Compiler {
                 classes: BTreeSet::new(),
                 users,
                 idle_since: None,
-                evicted: true,
+                evicted: false,
             };
             let _none = self.sets.insert(set, entry);
         }
@@ -172,7 +172,7 @@ impl Compiler {
             return;
         }
         self.inherited.sweep_at = None;
-        let unclaimed = self.tables.unclaimed.clone();
+        let unclaimed = self.tables.end_of_earlier();
         for key in unclaimed.rules {
             let _row = self.tables.remove_rule(key, "");
         }

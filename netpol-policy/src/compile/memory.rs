@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
 use netpol_common::abi::{
     AddressKey, CLASS_NONE, ClassRow, Counter, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
     FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, RuleKey, RuleRow, Settings,
 };
 use netpol_common::tables::{FlowTable, Full, Tables};
 
+use super::cidr::longest_match;
 use super::{MapOp, Snapshot};
 
 /// What programs write.
@@ -97,11 +97,7 @@ impl MemoryTables {
     }
 
     fn longest_prefix(&self, address: IpAddr) -> Option<u32> {
-        let widest = if address.is_ipv4() { 32 } else { 128 };
-        (0..=widest)
-            .rev()
-            .filter_map(|bits| IpNet::new(address, bits).ok())
-            .find_map(|prefix| self.policy.cidrs.get(&prefix.trunc()).copied())
+        longest_match(&self.policy.cidrs, address)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! 1. Rows that nothing can reach any more are deleted: what they belonged to was given up at least a grace period ago.
 //! 2. Digests, port sets and verdict rows are written. Nothing refers to them yet.
-//! 3. Endpoints whose set had to give way are denied.
+//! 3. Endpoints that are gone, or whose set had to give way, are denied.
 //! 4. Prefixes and addresses get their classes: one write each, old answer or new. Where only policies changed, both
 //!    classes have the same answers for all sets in use, in any mixture of old and new rows.
 //! 5. Endpoints get their addresses and switches, then their words: set and epoch in one store.
@@ -87,8 +87,12 @@ impl Compiler {
         self.set_words();
         let ops = self.emit();
         self.fresh_classes.clear();
-        if first && !self.tables.unclaimed.is_empty() {
-            self.inherited.sweep_at = Some(now_ms + GRACE_MS);
+        if first {
+            if self.tables.unclaimed.is_empty() {
+                let _none = self.tables.end_of_earlier();
+            } else {
+                self.inherited.sweep_at = Some(now_ms + GRACE_MS);
+            }
         }
         Plan { ops, refused: self.newly_refused(), wake_at_ms: self.wake_at() }
     }
@@ -390,6 +394,8 @@ impl Compiler {
             if set == SET_PENDING {
                 if old.0 != 0 {
                     self.tables.put_word(endpoint, EndpointWord(0));
+                    // What has no policy any more must not see rows made for others.
+                    let _new = self.early.insert(endpoint);
                 }
             } else if old.set() != set || bumped.contains(&endpoint) {
                 let epoch = *epoch.get_or_insert_with(|| match self.epoch.wrapping_add(1) {

@@ -9,9 +9,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netpol_common::abi::{
-    AddressKey, ClassRow, Digest, DigestKey, EndpointOptions, EndpointWord, PortRow, RuleKey, RuleRow, names, sizes,
+    AddressKey, CLASS_NONE, ClassRow, Digest, DigestKey, EndpointOptions, EndpointWord, PortRow, RuleKey, RuleRow,
+    names, sizes,
 };
 
+use super::cidr::longest_match;
 use super::ports::PortKey;
 
 /// How many rows each map holds.
@@ -288,6 +290,9 @@ pub(super) struct Tables {
     pub(super) addresses: Tracked<AddressKey, ()>,
     pub(super) options: Tracked<u32, EndpointOptions>,
     pub(super) unclaimed: Unclaimed,
+    /// Rows of an earlier agent. Until the sweep what is removed of them only becomes unclaimed again: endpoints may
+    /// still use it whose sets are not understood yet.
+    earlier: Unclaimed,
     pub(super) quotas: Quotas,
 }
 
@@ -307,12 +312,14 @@ impl Tables {
         count(Counted::Addresses, addresses.len());
         classes.keys().for_each(|address| count(Counted::classes(*address), 1));
         cidrs.keys().for_each(|prefix| count(Counted::cidrs(*prefix), 1));
+        let unclaimed = Unclaimed {
+            digests: digests.keys().filter(|key| own.contains(&key.kind)).copied().collect(),
+            ports: ports.keys().copied().collect(),
+            rules: rules.keys().copied().collect(),
+        };
         Self {
-            unclaimed: Unclaimed {
-                digests: digests.keys().filter(|key| own.contains(&key.kind)).copied().collect(),
-                ports: ports.keys().copied().collect(),
-                rules: rules.keys().copied().collect(),
-            },
+            earlier: unclaimed.clone(),
+            unclaimed,
             digests: Tracked::new(digests),
             ports: Tracked::new(ports),
             rules: Tracked::new(rules),
@@ -332,6 +339,12 @@ impl Tables {
     }
 
     pub(super) fn remove_digest(&mut self, key: DigestKey, namespace: &str) {
+        if self.earlier.digests.contains(&key) {
+            if self.unclaimed.digests.insert(key) {
+                self.quotas.share(Counted::Digests, namespace, false);
+            }
+            return;
+        }
         let old = self.digests.remove(&key);
         let claimed = !self.unclaimed.digests.remove(&key);
         self.count_removal(Counted::Digests, namespace, old.is_some(), claimed);
@@ -344,6 +357,12 @@ impl Tables {
     }
 
     pub(super) fn remove_port(&mut self, key: PortKey, namespace: &str) {
+        if self.earlier.ports.contains(&key) {
+            if self.unclaimed.ports.insert(key) {
+                self.quotas.share(Counted::Ports, namespace, false);
+            }
+            return;
+        }
         let old = self.ports.remove(&key);
         let claimed = !self.unclaimed.ports.remove(&key);
         self.count_removal(Counted::Ports, namespace, old.is_some(), claimed);
@@ -355,12 +374,25 @@ impl Tables {
         self.count_put(Counted::Rules, namespace, old.is_some(), claimed);
     }
 
-    /// Removes a row and tells what it was.
+    /// Removes a row and tells what it was, if it was claimed.
     pub(super) fn remove_rule(&mut self, key: RuleKey, namespace: &str) -> Option<RuleRow> {
+        if self.earlier.rules.contains(&key) {
+            let claimed = self.unclaimed.rules.insert(key);
+            if claimed {
+                self.quotas.share(Counted::Rules, namespace, false);
+            }
+            return self.rules.get(&key).filter(|_| claimed);
+        }
         let old = self.rules.remove(&key);
         let claimed = !self.unclaimed.rules.remove(&key);
         self.count_removal(Counted::Rules, namespace, old.is_some(), claimed);
         old.filter(|_| claimed)
+    }
+
+    /// Nothing of an earlier agent is in use any more: hands over what nothing has claimed, to be removed.
+    pub(super) fn end_of_earlier(&mut self) -> Unclaimed {
+        self.earlier = Unclaimed::default();
+        self.unclaimed.clone()
     }
 
     pub(super) fn put_class(&mut self, address: IpAddr, row: ClassRow) {
@@ -428,14 +460,6 @@ impl Tables {
 
     /// The class that the CIDR tries give an address.
     pub(super) fn longest_prefix(&self, address: IpAddr) -> u32 {
-        let widest = match address {
-            IpAddr::V4(_) => 32,
-            IpAddr::V6(_) => 128,
-        };
-        (0..=widest)
-            .rev()
-            .filter_map(|bits| IpNet::new(address, bits).ok())
-            .find_map(|prefix| self.cidrs.get(&prefix.trunc()))
-            .unwrap_or(netpol_common::abi::CLASS_NONE)
+        longest_match(self.cidrs.rows(), address).unwrap_or(CLASS_NONE)
     }
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use netpol_common::abi::{CLASS_ANY, Direction, PROTOCOL_ANY, PortKeyData, RuleKey, rule_action};
 use netpol_common::abi::{SET_ALLOW_ALL, SET_DENY_ALL, SET_PENDING};
+use netpol_common::decide::{PolicyVerdict, policy_verdict};
 use netpol_common::tables::Tables as _;
 use netpol_policy::compile::memory::MemoryTables;
 use netpol_policy::compile::{Capacities, Change, Compiler, Plan, Snapshot};
@@ -34,7 +35,7 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    fn direction(&self) -> Direction {
+    pub(crate) fn direction(&self) -> Direction {
         if self.egress { Direction::Egress } else { Direction::Ingress }
     }
 }
@@ -53,10 +54,19 @@ pub(crate) fn cells(endpoints: &[u32], peers: &[IpAddr], packets: &[(u8, Option<
     cells
 }
 
-/// What tables answer.
+/// What tables answer: by the very function that judges packets.
+pub(crate) fn verdict(tables: &MemoryTables, cell: &Cell) -> PolicyVerdict {
+    let set = tables.snapshot().words.get(&cell.endpoint).map_or(SET_PENDING, |word| word.set());
+    let peer = match cell.peer {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    policy_verdict(tables, set, cell.direction(), &peer, cell.protocol, cell.port.map(u16::to_be_bytes))
+}
+
+/// Whether tables allow it.
 pub(crate) fn answer(tables: &MemoryTables, cell: &Cell) -> bool {
-    let set = tables.endpoint_word(cell.endpoint).map_or(SET_PENDING, netpol_common::abi::EndpointWord::set);
-    judge(tables, set, tables.class_of(cell.peer), cell)
+    verdict(tables, cell).allowed
 }
 
 /// What the rows say to a set and a class, however a reader came by them.
