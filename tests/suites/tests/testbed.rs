@@ -88,8 +88,12 @@ fn nobody_listening_is_an_error_and_silence_a_denial() {
     };
     // Nothing of the kernel's is behind raw SCTP: whoever serves one port of an address refuses the others.
     let other_port = serve(&servers, server, 10);
-    let closed: Vec<Probe<'_>> =
-        server.spec().addresses.iter().flat_map(|address| PROTOCOLS.map(|protocol| probe(*address, protocol))).collect();
+    let closed: Vec<Probe<'_>> = server
+        .spec()
+        .addresses
+        .iter()
+        .flat_map(|address| PROTOCOLS.map(|protocol| probe(*address, protocol)))
+        .collect();
     for (probe, outcome) in closed.iter().zip(probe::run(&closed).expect("probes")) {
         assert!(matches!(outcome, Outcome::Error(_)), "{probe:?}: {outcome:?}");
     }
