@@ -50,6 +50,17 @@ pub trait Tables {
     fn port(&self, key: &PortKeyData) -> Option<PortRow>;
     /// Flow look-up.
     fn flow(&self, table: FlowTable, key: &FlowKey) -> Option<FlowRow>;
+    /// Flow look-up into a row that is there already: the BPF stack has no room for another. Answers whether there is one.
+    #[inline(always)]
+    fn load_flow(&self, table: FlowTable, key: &FlowKey, row: &mut FlowRow) -> bool {
+        match self.flow(table, key) {
+            Some(found) => {
+                *row = found;
+                true
+            }
+            None => false,
+        }
+    }
     /// Whole update of a flow; creates it.
     fn put_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> Result<(), Full>;
     /// Removes a flow; absent is fine.

@@ -1,5 +1,216 @@
-//! The one verdict function (decision D1).
+//! The one verdict function (decision D1): [`judge`] answers for one frame at one hook, and keeps the flow tables.
+//!
+//! A frame is parsed, then looked up among the confirmed flows: an established packet ends there, with one flow
+//! look-up and one endpoint word, whatever the number of policies. Everything else becomes a [`case::Case`] and takes the
+//! slow way: [`subject`] (whose pod, which policy set, pending or not) → [`tracking`] (does it belong to a flow, may that
+//! flow go on) → [`admit`] (may it start one) → [`policy`] (what the rules say). Address checks and the link's own
+//! protocols are in [`link`].
+//!
+//! Two limits of the BPF target shape the slow way. All stacks of a call chain together have 512 bytes: so the case is one
+//! struct that is handed down by reference, and functions are kept out of line where their temporaries would add up. And
+//! the verifier follows every path with what it knows of every value: so the case lives in a map there ([`Scratch`]),
+//! whose content it knows nothing about, and the paths of the parser end in one state instead of multiplying those below.
 
+mod admit;
+mod case;
+mod fragment;
+mod link;
 mod policy;
+mod related;
+mod subject;
+#[cfg(test)]
+mod tests;
+mod tracking;
 
+pub use case::Scratch;
 pub use policy::{PolicyVerdict, class_of, is_isolated, policy_verdict};
+
+use crate::abi::{Counter, Direction, RULE_NONE, SET_PENDING, address_kind, counter_index};
+use crate::flow;
+use crate::parse::{Frame, Kind, Link, Packet, parse};
+use crate::tables::{FlowTable, Full, Tables};
+use crate::verdict::{Reason, Verdict};
+use case::Case;
+use subject::Subject;
+
+/// Where and when a frame is judged; what the frame's bytes do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// From the pod's point of view.
+    pub direction: Direction,
+    /// Index of the pod's host-side veth.
+    pub ifindex: u32,
+    /// Device that the packet came in by, 0 if it was made on this host. Survives forwarding and address translation.
+    pub ingress_ifindex: u32,
+    /// Whether a socket is attached to the packet.
+    pub has_socket: bool,
+    /// Whether frames start with an Ethernet header.
+    pub link_header: bool,
+    /// Whether the kernel keeps a VLAN or priority tag beside the frame.
+    pub vlan: bool,
+    /// Boot clock, in ns.
+    pub now_ns: u64,
+    /// Segments of a GSO packet; 0 or 1 otherwise.
+    pub segments: u32,
+}
+
+impl Hook {
+    #[inline(always)]
+    const fn link(&self) -> Link {
+        Link { header: self.link_header, vlan: self.vlan, segments: self.segments }
+    }
+
+    /// A socket of this host sent the packet. The socket alone does not prove it: a bridged packet can carry the one of
+    /// the pod that sent it (decision D7).
+    #[inline(always)]
+    const fn from_host_socket(&self) -> bool {
+        matches!(self.direction, Direction::Ingress) && self.ingress_ifindex == 0 && self.has_socket
+    }
+}
+
+/// Nothing objects, and [`Case::rule`] is the rule that lets the packet on; or why it is dropped. The rule is not in
+/// here because the BPF target returns one register, all of whose bits must be written.
+type Outcome = Result<(), Reason>;
+
+impl From<Full> for Reason {
+    fn from(Full: Full) -> Self {
+        Self::FlowTableFull
+    }
+}
+
+/// Judges one frame, keeps the flow tables and counts the packet.
+pub fn judge<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook) -> Verdict {
+    judge_in(tables, frame, hook, &mut Scratch::new())
+}
+
+/// [`judge`] for a caller that has no stack to spare.
+#[inline(always)]
+pub fn judge_in<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook, scratch: &mut Scratch) -> Verdict {
+    let Scratch(case) = scratch;
+    let verdict = match parse_into(frame, &hook.link(), &mut case.packet) {
+        Ok(()) => match established(tables, hook, case) {
+            Some(verdict) => verdict,
+            None => {
+                case.begin(hook);
+                unestablished(tables, frame, case);
+                case.verdict()
+            }
+        },
+        Err(reason) => {
+            case.begin(hook);
+            unreadable(tables, case, reason);
+            case.verdict()
+        }
+    };
+    let packets = if hook.segments == 0 { 1 } else { u64::from(hook.segments) };
+    let index = counter_index(verdict.endpoint, hook.direction, verdict.reason as u32);
+    tables.count(index, Counter { packets, bytes: u64::from(frame.len()) });
+    verdict
+}
+
+/// Out of line: the parser's temporaries would else add to the stack of everything that comes after it.
+#[inline(never)]
+fn parse_into<F: Frame + ?Sized>(frame: &F, link: &Link, packet: &mut Packet) -> Result<(), Reason> {
+    *packet = parse(frame, link)?;
+    Ok(())
+}
+
+/// The fast way: a packet of a confirmed flow that was judged under the policy now in force. `None` is no answer.
+///
+/// The flow's own local address stands for the address checks: it passed them when the flow was admitted.
+#[inline(always)]
+fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Verdict> {
+    let Case { packet, key, row, .. } = case;
+    if packet.first_fragment || !matches!(packet.kind, Kind::Segment | Kind::EchoRequest | Kind::EchoReply) {
+        return None;
+    }
+    *key = flow::key(hook.ifindex, packet, hook.direction);
+    if !tables.load_flow(FlowTable::Confirmed, key, row) {
+        return None;
+    }
+    let now = flow::seconds(hook.now_ns);
+    // Here a host socket passes for the own node, which needs a class look-up to be sure: if that is wrong for this
+    // flow, the slow way finds out.
+    if !tracking::belongs(row, packet, hook.direction, hook.from_host_socket())
+        || !flow::is_alive(FlowTable::Confirmed, key.protocol, row, now)
+    {
+        return None;
+    }
+    let word = tables.endpoint_word(row.endpoint)?;
+    if word.set() == SET_PENDING || word.epoch() != row.epoch {
+        return None;
+    }
+    let phase = flow::next_phase(row.phase, packet);
+    if row.last_seen != now || row.phase != phase {
+        tables.touch_flow(FlowTable::Confirmed, key, now, phase);
+    }
+    Some(Verdict { reason: Reason::Passed, direction: hook.direction, endpoint: row.endpoint, rule: row.rule })
+}
+
+/// A frame that cannot be parsed is dropped from and to every pod, isolated or not.
+#[inline(never)]
+fn unreadable<T: Tables>(tables: &T, case: &mut Case, reason: Reason) {
+    case.subject = Subject::unknown();
+    case.reason = match Subject::find(tables, case.ifindex) {
+        Ok(subject) => {
+            case.subject = subject;
+            if subject.is_closed() { Reason::Pending } else { reason }
+        }
+        Err(missing) => missing,
+    };
+}
+
+/// The slow way.
+#[inline(never)]
+fn unestablished<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) {
+    let outcome = match Subject::find(tables, case.ifindex) {
+        Ok(subject) => {
+            case.subject = subject;
+            by_kind(tables, frame, case)
+        }
+        Err(missing) => Err(missing),
+    };
+    match outcome {
+        Ok(()) => case.reason = Reason::Passed,
+        Err(reason) => {
+            case.reason = reason;
+            case.rule = RULE_NONE;
+        }
+    }
+}
+
+#[inline(always)]
+fn by_kind<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> Outcome {
+    match case.packet.kind {
+        Kind::Arp => link::arp(tables, frame, case),
+        Kind::NeighborDiscovery => link::neighbor_discovery(tables, frame, case),
+        Kind::MulticastListener => link::multicast_listener(tables, frame, case),
+        Kind::Vlan | Kind::OtherEtherType => link::not_ip(tables, case),
+        Kind::Segment
+        | Kind::Opening
+        | Kind::OpeningAnswer
+        | Kind::EchoRequest
+        | Kind::EchoReply
+        | Kind::IcmpError
+        | Kind::IcmpOther
+        | Kind::LaterFragment => ip(tables, frame, case),
+    }
+}
+
+#[inline(always)]
+fn ip<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> Outcome {
+    fragment::find_ports(tables, case);
+    case.name_flow();
+    if case.host_socket {
+        case.own_node = class_of(tables, &case.key.peer).kind == address_kind::THIS_NODE;
+    }
+    if case.packet.kind == Kind::IcmpError {
+        related::icmp_error(tables, frame, case)?;
+    } else {
+        tracking::packet(tables, case)?;
+    }
+    if case.packet.first_fragment {
+        fragment::remember_ports(tables, case)?;
+    }
+    Ok(())
+}

@@ -32,21 +32,26 @@ fn unmapped(address: &[u8; 16]) -> Option<[u8; 4]> {
 /// Kind and class of an address (IPv4 in mapped form).
 #[inline(always)]
 pub fn class_of<T: Tables + ?Sized>(tables: &T, address: &[u8; 16]) -> ClassRow {
-    if let Some(v4) = unmapped(address) {
-        if let Some(row) = tables.class4(&v4) {
-            return row;
-        }
-        return other(tables.cidr4(&v4));
-    }
-    if let Some(row) = tables.class6(address) {
-        return row;
-    }
-    other(tables.cidr6(address))
+    let packed = look_up_class(tables, address);
+    ClassRow { kind: (packed >> 32) as u32, class: packed as u32 }
 }
 
-#[inline(always)]
-fn other(class: Option<u32>) -> ClassRow {
-    ClassRow { kind: address_kind::OTHER, class: class.unwrap_or(CLASS_NONE) }
+/// Kind in the high half, class in the low half: one register, because the BPF target cannot return two.
+#[inline(never)]
+fn look_up_class<T: Tables + ?Sized>(tables: &T, address: &[u8; 16]) -> u64 {
+    let (row, prefix_class) = if let Some(v4) = unmapped(address) {
+        match tables.class4(&v4) {
+            Some(row) => (row, None),
+            None => (ClassRow { kind: address_kind::OTHER, class: CLASS_NONE }, tables.cidr4(&v4)),
+        }
+    } else {
+        match tables.class6(address) {
+            Some(row) => (row, None),
+            None => (ClassRow { kind: address_kind::OTHER, class: CLASS_NONE }, tables.cidr6(address)),
+        }
+    };
+    let ClassRow { kind, class } = row;
+    (u64::from(kind) << 32) | u64::from(prefix_class.unwrap_or(class))
 }
 
 /// Whether a policy set isolates its pods in a direction. The compiler says "not isolated" by the one answer for every
@@ -79,37 +84,26 @@ pub fn policy_verdict<T: Tables + ?Sized>(
         _ => {}
     }
     let class = class_of(tables, peer).class;
-    match rule_row(tables, set, direction, class, protocol) {
-        None => DENIED,
-        Some(row) => row_verdict(tables, &row, destination_port),
-    }
-}
-
-/// The row that decides: the class's own rows come first, and a class that has any never asks those of
-/// [`CLASS_ANY`], because it always has one for [`PROTOCOL_ANY`].
-#[inline(always)]
-fn rule_row<T: Tables + ?Sized>(
-    tables: &T,
-    set: u32,
-    direction: Direction,
-    class: u32,
-    protocol: u8,
-) -> Option<RuleRow> {
+    // The class's own rows come first, and a class that has any never asks those of `CLASS_ANY`, because it always has
+    // one for `PROTOCOL_ANY`.
     let mut key = RuleKey { set, class, direction: direction as u8, protocol, pad: 0 };
     if let Some(row) = tables.rule(&key) {
-        return Some(row);
+        return row_verdict(tables, &row, destination_port);
     }
     key.protocol = PROTOCOL_ANY;
     if let Some(row) = tables.rule(&key) {
-        return Some(row);
+        return row_verdict(tables, &row, destination_port);
     }
     key.class = CLASS_ANY;
     key.protocol = protocol;
     if let Some(row) = tables.rule(&key) {
-        return Some(row);
+        return row_verdict(tables, &row, destination_port);
     }
     key.protocol = PROTOCOL_ANY;
-    tables.rule(&key)
+    match tables.rule(&key) {
+        Some(row) => row_verdict(tables, &row, destination_port),
+        None => DENIED,
+    }
 }
 
 #[inline(always)]
@@ -128,4 +122,45 @@ fn row_verdict<T: Tables + ?Sized>(tables: &T, row: &RuleRow, destination_port: 
         // `DENY`, and every action that a newer agent may know: fail closed.
         _ => DENIED,
     }
+}
+
+/// [`policy_verdict`] as one function in the program: it is asked from several places, and its look-ups are the larger
+/// part of the code. Arguments go by reference because the BPF target has five registers for them.
+#[inline(always)]
+pub(super) fn ask<T: Tables>(
+    tables: &T,
+    set: u32,
+    direction: Direction,
+    peer: &[u8; 16],
+    protocol: u8,
+    destination_port: Option<[u8; 2]>,
+) -> PolicyVerdict {
+    // The port is written also where there is none: the verifier refuses to copy what nobody wrote.
+    let (has_port, port) = match destination_port {
+        Some(port) => (true, port),
+        None => (false, [0; 2]),
+    };
+    let answer = answer(tables, &Question { peer: *peer, set, direction, protocol, has_port, port });
+    PolicyVerdict { allowed: answer & ALLOWED != 0, rule: answer as u32 }
+}
+
+const ALLOWED: u64 = 1 << 32;
+
+#[repr(C)]
+struct Question {
+    peer: [u8; 16],
+    set: u32,
+    direction: Direction,
+    protocol: u8,
+    has_port: bool,
+    port: [u8; 2],
+}
+
+/// The rule in the low half, and above it [`ALLOWED`].
+#[inline(never)]
+fn answer<T: Tables>(tables: &T, question: &Question) -> u64 {
+    let Question { peer, set, direction, protocol, has_port, port } = question;
+    let port = if *has_port { Some(*port) } else { None };
+    let PolicyVerdict { allowed, rule } = policy_verdict(tables, *set, *direction, peer, *protocol, port);
+    if allowed { ALLOWED | u64::from(rule) } else { 0 }
 }

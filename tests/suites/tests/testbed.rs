@@ -10,7 +10,9 @@ use netpol_policy::model::Protocol;
 use netpol_testbed::node::{Node, NodeOptions};
 use netpol_testbed::pod::{Pod, PodSpec};
 use netpol_testbed::probe::{self, Outcome, Probe};
+use netpol_testbed::sandbox::{Families, Options, Policies, Sandbox};
 use netpol_testbed::servers::{Listen, Served, Servers};
+use serde_json::json;
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
@@ -108,4 +110,70 @@ fn nobody_listening_is_an_error_and_silence_a_denial() {
         assert_eq!(outcome, Outcome::Deny, "{probe:?}");
     }
     drop((served, other_port));
+}
+
+fn manifests() -> Vec<serde_json::Value> {
+    let pod = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "namespace": "shop", "name": name, "labels": { "app": name } },
+            "spec": { "containers": [{ "name": "main", "ports": [
+                { "containerPort": 80 }, { "containerPort": 53, "protocol": "UDP" }, { "containerPort": 9, "protocol": "SCTP" },
+            ] }] },
+        })
+    };
+    let mut on_node = pod("on-node");
+    on_node["spec"]["hostNetwork"] = json!(true);
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": { "namespace": "shop", "name": "p" },
+        "spec": {
+            "podSelector": { "matchLabels": { "app": "a" } },
+            "egress": [{ "to": [{ "ipBlock": { "cidr": "0.0.0.0/0", "except": ["192.0.2.0/24"] } }] }],
+        },
+    });
+    vec![pod("a"), pod("b"), on_node, policy]
+}
+
+fn without_an_agent(families: Families) -> Sandbox {
+    let options = Options { families, agent: None, agent_arguments: Vec::new(), recorded: true };
+    Sandbox::start(options).expect("sandbox")
+}
+
+#[test]
+fn without_an_agent_a_sandbox_connects_everything_and_its_matrix_says_what_should_not() {
+    for (families, number) in [(Families::Ipv4, 35), (Families::Ipv6, 27), (Families::Dual, 62)] {
+        let mut sandbox = without_an_agent(families);
+        assert_eq!(sandbox.arrange(&manifests()).expect("arrange"), []);
+        sandbox.publish(Policies::Withheld).expect("publish");
+        // Three ends on three ports, and in IPv4 two hosts: as sources on the same, as destinations on one port.
+        assert_eq!(sandbox.baseline().expect("baseline"), number + if families == Families::Ipv6 { 0 } else { 16 });
+        let matrix = sandbox.matrix().expect("matrix");
+        for answered in &matrix {
+            assert_eq!(answered.observed, Outcome::Allow, "{answered:?}");
+            assert_eq!(answered.agrees(), answered.expected, "{answered:?}");
+        }
+        assert!(matrix.iter().any(|answered| !answered.expected));
+    }
+}
+
+#[test]
+fn a_sandbox_follows_its_manifests() {
+    let mut sandbox = without_an_agent(Families::Dual);
+    let mut objects = manifests();
+    sandbox.arrange(&objects).expect("arrange");
+    sandbox.publish(Policies::InForce).expect("publish");
+    let before = sandbox.cells();
+    // One pod goes, one comes and gets no address of another, one changes its ports.
+    objects[1]["metadata"]["name"] = json!("c");
+    objects[0]["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 81 }]);
+    sandbox.arrange(&objects).expect("arrange");
+    sandbox.publish(Policies::InForce).expect("publish");
+    let after = sandbox.cells();
+    assert!(before.iter().any(|cell| cell.to.to_string() == "shop/b"));
+    assert!(after.iter().all(|cell| cell.to.to_string() != "shop/b" && cell.from.to_string() != "shop/b"));
+    assert!(after.iter().any(|cell| cell.to.to_string() == "shop/c"));
+    let of_a: BTreeSet<u16> = after.iter().filter(|cell| cell.to.to_string() == "shop/a").map(|cell| cell.port.number).collect();
+    assert_eq!(of_a, [81].into());
+    sandbox.baseline().expect("baseline");
 }

@@ -1,0 +1,143 @@
+//! Packets that belong to no flow: may they pass, and do they start one?
+
+use super::case::LaterFragment;
+use super::subject::pay;
+use super::{Case, Outcome, link, tracking};
+use crate::abi::{Direction, FlowRow, admission, initiator};
+use crate::flow;
+use crate::parse::{Kind, has_ports};
+use crate::tables::{FlowTable, Tables};
+use crate::verdict::Reason;
+
+/// Judges a packet without an entry in its own orientation: that the *reverse* would be allowed proves nothing, since
+/// anybody can send a packet that looks like a reply.
+#[inline(never)]
+pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if case.subject.is_closed() && !case.own_node {
+        return Err(Reason::Pending);
+    }
+    link::redirects(case)?;
+    link::addresses(tables, case)?;
+    link::overlay(tables, case)?;
+    if case.own_node {
+        return start(tables, case, admission::OWN_NODE);
+    }
+    let port = case.packet.policy_port();
+    match case.subject.allows(tables, case.direction, &case.key.peer, case.key.protocol, port) {
+        Some(rule) => {
+            case.rule = rule;
+            start(tables, case, admission::POLICY)
+        }
+        None => denied(tables, case),
+    }
+}
+
+#[inline(always)]
+fn new_row(case: &Case, initiator: u8, admission: u8) -> FlowRow {
+    FlowRow {
+        local: case.local().bytes(),
+        endpoint: case.subject.endpoint,
+        epoch: case.subject.epoch,
+        rule: case.rule,
+        last_seen: case.now(),
+        phase: flow::next_phase(0, &case.packet),
+        initiator,
+        admission,
+        stamp: 0,
+    }
+}
+
+/// Lets an allowed packet on, with a flow if it can start one.
+#[inline(never)]
+fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
+    // An answer to the overlay's port must never look like the reply of a flow: it is judged by itself, and dropped.
+    if !case.may_start() || link::is_from_overlay(tables, case) {
+        return Ok(());
+    }
+    let opening = case.packet.kind == Kind::Opening;
+    // A retransmission of what opened the flow does not open another one.
+    let again = opening
+        && tracking::find(tables, case, FlowTable::Embryonic)
+        && case.row_is_current()
+        && case.row.initiator == flow::sender(case.direction)
+        && case.row.rule == case.rule;
+    if again {
+        if case.row.last_seen != case.now() {
+            tables.touch_flow(FlowTable::Embryonic, &case.key, case.now(), case.row.phase);
+        }
+        return Ok(());
+    }
+    case.row = new_row(case, flow::sender(case.direction), admission);
+    if admission != admission::OWN_NODE {
+        pay(tables, case)?;
+    }
+    tables.put_flow(FlowTable::Embryonic, &case.key, &case.row)?;
+    if opening {
+        tables.remove_flow(FlowTable::Tombstones, &case.key);
+    }
+    Ok(())
+}
+
+/// The last look before a drop.
+#[inline(never)]
+fn denied<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if matches!(case.packet.kind, Kind::Opening | Kind::IcmpOther) {
+        return Err(Reason::NoRule);
+    }
+    if case.fragment == LaterFragment::PortsUnknown {
+        return Err(Reason::FragmentUnknown);
+    }
+    // Another CPU may have moved the flow from embryonic to confirmed between our two look-ups.
+    if tracking::find(tables, case, FlowTable::Confirmed) && case.row_is_current() {
+        case.rule = case.row.rule;
+        return Ok(());
+    }
+    if case.now() < case.subject.reverse_until && case.packet.kind != Kind::EchoRequest {
+        return as_a_reply(tables, case);
+    }
+    Err(reason(case))
+}
+
+#[inline(always)]
+const fn reason(case: &Case) -> Reason {
+    match case.packet.kind {
+        Kind::EchoReply => Reason::NoFlow,
+        _ => Reason::NoRule,
+    }
+}
+
+/// Tries the reverse orientation: the packet may answer one that was sent before the programs were attached.
+#[inline(never)]
+fn as_a_reply<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    let (direction, initiator) = match case.direction {
+        Direction::Egress => (Direction::Ingress, initiator::PEER),
+        Direction::Ingress => (Direction::Egress, initiator::POD),
+    };
+    let port = if has_ports(case.key.protocol) { Some(case.packet.source_port) } else { None };
+    match case.subject.allows(tables, direction, &case.key.peer, case.key.protocol, port) {
+        Some(rule) => {
+            case.rule = rule;
+            case.row = new_row(case, initiator, admission::POLICY);
+            tracking::confirm(tables, case)
+        }
+        None => Err(reason(case)),
+    }
+}
+
+/// Judges an ICMP error that belongs to no flow: like any packet without ports, and it starts nothing.
+#[inline(always)]
+pub(super) fn icmp_error<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if case.own_node {
+        return Ok(());
+    }
+    if case.subject.is_closed() {
+        return Err(Reason::Pending);
+    }
+    match case.subject.allows(tables, case.direction, &case.key.peer, case.key.protocol, None) {
+        Some(rule) => {
+            case.rule = rule;
+            Ok(())
+        }
+        None => Err(Reason::NoFlow),
+    }
+}

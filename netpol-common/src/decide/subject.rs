@@ -1,0 +1,97 @@
+//! Whose packet it is: the endpoint behind the interface, and what is in force for it.
+
+use super::policy::ask;
+use super::{Case, Outcome, PolicyVerdict};
+use crate::abi::{
+    AddressKey, Direction, EndpointOptions, InterfaceRow, PENDING_ENDPOINT, SET_ALLOW_ALL, SET_PENDING, Settings,
+    endpoint_flags, setting_flags,
+};
+use crate::flow;
+use crate::parse::Address;
+use crate::tables::Tables;
+use crate::verdict::Reason;
+
+/// The endpoint that a packet is judged for.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Subject {
+    /// Endpoint number; [`PENDING_ENDPOINT`] while the pod is unknown.
+    pub(super) endpoint: u32,
+    /// The policy set in force; [`SET_PENDING`] while there is none.
+    pub(super) set: u32,
+    /// Its epoch. 0 while pending, which no live endpoint has: a flow of that time is judged again afterwards.
+    pub(super) epoch: u32,
+    /// Second of the boot clock until which the reverse orientation is tried too.
+    pub(super) reverse_until: u32,
+    /// Whether addresses of packets are compared with the endpoint's own.
+    pub(super) checks_addresses: bool,
+}
+
+impl Subject {
+    /// Before the look-up.
+    #[inline(always)]
+    pub(super) const fn unknown() -> Self {
+        Self { endpoint: PENDING_ENDPOINT, set: SET_PENDING, epoch: 0, reverse_until: 0, checks_addresses: false }
+    }
+
+    /// Reads the word before anything else that depends on it: class and rule rows only grow before a word that needs
+    /// them is stored (decision D10).
+    #[inline(always)]
+    pub(super) fn find<T: Tables>(tables: &T, ifindex: u32) -> Result<Self, Reason> {
+        let Settings { flags, .. } = tables.settings().ok_or(Reason::TableMissing)?;
+        let endpoint = match tables.interface(ifindex) {
+            Some(InterfaceRow { endpoint, flags: _ }) => endpoint,
+            None => PENDING_ENDPOINT,
+        };
+        let word = tables.endpoint_word(endpoint).ok_or(Reason::TableMissing)?;
+        if endpoint == PENDING_ENDPOINT || word.set() == SET_PENDING {
+            let open = flags & setting_flags::PENDING_ALLOW != 0;
+            let set = if open { SET_ALLOW_ALL } else { SET_PENDING };
+            return Ok(Self { endpoint, set, ..Self::unknown() });
+        }
+        let EndpointOptions { flags, reverse_until } = tables.endpoint_options(endpoint).unwrap_or_default();
+        Ok(Self {
+            endpoint,
+            set: word.set(),
+            epoch: word.epoch(),
+            reverse_until,
+            checks_addresses: flags & endpoint_flags::NO_ADDRESS_CHECK == 0,
+        })
+    }
+
+    /// Pending, and nothing opens it: only the own node, its replies and the link's own protocols pass.
+    #[inline(always)]
+    pub(super) const fn is_closed(&self) -> bool {
+        self.set == SET_PENDING
+    }
+
+    /// The rule by which the policy lets a packet with these addresses and ports start a flow in a direction.
+    #[inline(always)]
+    pub(super) fn allows<T: Tables>(
+        &self,
+        tables: &T,
+        direction: Direction,
+        peer: &[u8; 16],
+        protocol: u8,
+        destination_port: Option<[u8; 2]>,
+    ) -> Option<u32> {
+        let PolicyVerdict { allowed, rule } = ask(tables, self.set, direction, peer, protocol, destination_port);
+        if allowed { Some(rule) } else { None }
+    }
+
+    /// Whether the endpoint owns an address.
+    #[inline(always)]
+    pub(super) fn owns<T: Tables>(&self, tables: &T, address: Address) -> bool {
+        tables.owns_address(&AddressKey { endpoint: self.endpoint, address: address.bytes() })
+    }
+}
+
+/// Pays for one more entry in the flow tables.
+#[inline(never)]
+pub(super) fn pay<T: Tables>(tables: &T, case: &Case) -> Outcome {
+    let Settings { bucket_cost, bucket_burst, .. } = tables.settings().ok_or(Reason::TableMissing)?;
+    let bucket = tables.bucket(case.subject.endpoint).ok_or(Reason::TableMissing)?;
+    let after = flow::take_token(bucket, case.now_ns, bucket_cost, bucket_burst).ok_or(Reason::FlowRate)?;
+    tables.put_bucket(case.subject.endpoint, after);
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Packets and the flows they belong to: which entry is a packet's own, whether that flow may still go on, when it is
+//! confirmed, and what remains of one that was revoked.
+
+use super::subject::pay;
+use super::{Case, Outcome, admit};
+use crate::abi::{Direction, FlowRow, Settings, admission, initiator, phase, setting_flags};
+use crate::flow;
+use crate::parse::{Address, Kind, Packet, has_ports, protocol};
+use crate::tables::{FlowTable, Full, Tables};
+use crate::verdict::Reason;
+
+/// Whether a flow with this packet's key is also its own.
+///
+/// It must use the same address of the pod. An echo request comes from the initiator and a reply does not, also when the
+/// identifiers are 0. The initiator's packets must come the way the first one came: after masquerading, one address and
+/// port can be several senders.
+#[inline(always)]
+pub(super) fn belongs(row: &FlowRow, packet: &Packet, direction: Direction, own_node: bool) -> bool {
+    let from_initiator = row.initiator == flow::sender(direction);
+    let right_side = match packet.kind {
+        Kind::EchoRequest => from_initiator,
+        Kind::EchoReply => !from_initiator,
+        _ => true,
+    };
+    let same_way = match direction {
+        Direction::Ingress if from_initiator => (row.admission == admission::OWN_NODE) == own_node,
+        Direction::Ingress | Direction::Egress => true,
+    };
+    right_side && same_way && Address::new(row.local).same(flow::local(packet, direction))
+}
+
+/// Judges any IP packet but an ICMP error.
+#[inline(always)]
+pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    // A packet that opens a connection is always judged as new, one without ports names no flow.
+    if !matches!(case.packet.kind, Kind::Opening | Kind::IcmpOther | Kind::LaterFragment) {
+        let (first, second) = match case.packet.kind {
+            // The entry it confirms is the younger one, if an old connection used the same ports.
+            Kind::OpeningAnswer => (FlowTable::Embryonic, FlowTable::Confirmed),
+            _ => (FlowTable::Confirmed, FlowTable::Embryonic),
+        };
+        if find(tables, case, first) {
+            return go_on(tables, case, first);
+        }
+        if find(tables, case, second) {
+            return go_on(tables, case, second);
+        }
+        if !case.subject.is_closed() && find(tables, case, FlowTable::Tombstones) {
+            return revoked(tables, case);
+        }
+    }
+    admit::packet(tables, case)
+}
+
+/// Looks up the packet's own entry in one table, unless it has expired.
+#[inline(never)]
+pub(super) fn find<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> bool {
+    tables.load_flow(table, &case.key, &mut case.row)
+        && belongs(&case.row, &case.packet, case.direction, case.own_node)
+        && flow::is_alive(table, case.key.protocol, &case.row, case.now())
+}
+
+/// Judges the entry found last once again: in the orientation it was started in, and by the way it was admitted.
+#[inline(never)]
+pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    case.rule = case.row.rule;
+    if case.row.admission == admission::OWN_NODE {
+        return Ok(());
+    }
+    if case.subject.is_closed() {
+        return Err(Reason::Pending);
+    }
+    let Case { key, row, subject, .. } = &*case;
+    let (direction, port) = match row.initiator {
+        initiator::POD => (Direction::Egress, key.peer_port),
+        _ => (Direction::Ingress, key.local_port),
+    };
+    let port = if has_ports(key.protocol) { Some(port) } else { None };
+    if let Some(rule) = subject.allows(tables, direction, &key.peer, key.protocol, port) {
+        case.rule = rule;
+        return Ok(());
+    }
+    match tables.settings() {
+        Some(Settings { flags, .. }) if flags & setting_flags::KEEP_ESTABLISHED != 0 => Ok(()),
+        Some(_) | None => Err(Reason::Revoked),
+    }
+}
+
+/// A packet of a live flow.
+#[inline(never)]
+fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
+    case.rule = case.row.rule;
+    let current = case.row_is_current();
+    if !current && let Err(reason) = judge_again(tables, case) {
+        if reason == Reason::Revoked {
+            bury(tables, case);
+        }
+        return Err(reason);
+    }
+    let first_reply = table == FlowTable::Embryonic && case.row.initiator != flow::sender(case.direction);
+    let phase = flow::next_phase(case.row.phase, &case.packet);
+    let changed = case.row.last_seen != case.now() || case.row.phase != phase;
+    case.row.phase = phase;
+    case.renew_row();
+    if first_reply {
+        confirm(tables, case)?;
+        tables.remove_flow(FlowTable::Embryonic, &case.key);
+    } else if !current {
+        tables.put_flow(table, &case.key, &case.row)?;
+    } else if changed {
+        tables.touch_flow(table, &case.key, case.row.last_seen, case.row.phase);
+    }
+    Ok(())
+}
+
+/// Writes a confirmed flow. The own node's flows cost nothing: a pod's peers could else starve its probes.
+#[inline(always)]
+pub(super) fn confirm<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if case.row.admission != admission::OWN_NODE {
+        pay(tables, case)?;
+    }
+    case.row.phase |= phase::REPLIED;
+    Ok(tables.put_flow(FlowTable::Confirmed, &case.key, &case.row)?)
+}
+
+/// Leaves a tombstone, then removes the flow: in this order, so that a retransmission from the other side never finds
+/// neither and starts the flow again the other way round. A full table only loses the tombstone: the flow goes.
+#[inline(always)]
+fn bury<T: Tables>(tables: &T, case: &mut Case) {
+    case.renew_row();
+    match tables.put_flow(FlowTable::Tombstones, &case.key, &case.row) {
+        Ok(()) | Err(Full) => {}
+    }
+    tables.remove_flow(FlowTable::Confirmed, &case.key);
+    tables.remove_flow(FlowTable::Embryonic, &case.key);
+}
+
+/// A packet of a flow whose permission was revoked. Judged anew only under a new policy; until then TCP keeps its
+/// tombstone by what it drops, and others lose it after one idle timeout.
+#[inline(never)]
+fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if case.row_is_current() {
+        if matches!(case.key.protocol, protocol::TCP | protocol::SCTP) && case.row.last_seen != case.now() {
+            tables.touch_flow(FlowTable::Tombstones, &case.key, case.now(), case.row.phase);
+        }
+        return Err(Reason::Revoked);
+    }
+    let outcome = judge_again(tables, case);
+    case.renew_row();
+    if outcome.is_err() {
+        tables.put_flow(FlowTable::Tombstones, &case.key, &case.row)?;
+        return outcome;
+    }
+    case.row.phase = flow::next_phase(case.row.phase, &case.packet);
+    confirm(tables, case)?;
+    tables.remove_flow(FlowTable::Tombstones, &case.key);
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! The maps, and [`Tables`] over them. Names, keys and values are the ABI's; sizes that depend on configuration are set
+//! by the loader.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use netpol_common::abi::{
+    AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow,
+    FragmentKey, FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, REASONS, RuleKey, RuleRow,
+    Settings, sizes,
+};
+use netpol_common::decide::Scratch;
+use netpol_common::tables::{FlowTable, Full, Tables};
+
+const COUNTER_ROWS: u32 = sizes::ENDPOINTS * 2 * REASONS;
+
+// Memory-mapped, so that the agent stores set and epoch in one atomic write.
+#[map]
+static ENDPOINT_WORDS: Array<EndpointWord> = Array::with_max_entries(sizes::ENDPOINTS, BPF_F_MMAPABLE);
+// Hashes that are sized for large clusters take their memory as they fill. It also keeps an element that is removed
+// from being reused while a program reads it.
+#[map]
+static INTERFACES: HashMap<u32, InterfaceRow> = HashMap::with_max_entries(sizes::INTERFACES, BPF_F_NO_PREALLOC);
+#[map]
+static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(sizes::ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+static OPTIONS: Array<EndpointOptions> = Array::with_max_entries(sizes::ENDPOINTS, 0);
+#[map]
+static CLASS4: HashMap<[u8; 4], ClassRow> = HashMap::with_max_entries(sizes::CLASSES, BPF_F_NO_PREALLOC);
+#[map]
+static CLASS6: HashMap<[u8; 16], ClassRow> = HashMap::with_max_entries(sizes::CLASSES, BPF_F_NO_PREALLOC);
+// The kernel knows LPM tries without preallocation only.
+#[map]
+static CIDR4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(sizes::CIDRS, BPF_F_NO_PREALLOC);
+#[map]
+static CIDR6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(sizes::CIDRS, BPF_F_NO_PREALLOC);
+#[map]
+static RULES: HashMap<RuleKey, RuleRow> = HashMap::with_max_entries(sizes::RULES, BPF_F_NO_PREALLOC);
+#[map]
+static PORTS: LpmTrie<PortKeyData, PortRow> = LpmTrie::with_max_entries(sizes::PORTS, BPF_F_NO_PREALLOC);
+#[map]
+static EMBRYONIC: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
+#[map]
+static CONFIRMED: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
+#[map]
+static TOMBSTONES: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::TOMBSTONES, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(sizes::FRAGMENTS, 0);
+#[map]
+static BUCKETS: Array<u64> = Array::with_max_entries(sizes::ENDPOINTS, 0);
+#[map]
+static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ROWS, 0);
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+// The agent's own memory: programs do not read these.
+#[map]
+static DIGESTS: HashMap<DigestKey, Digest> = HashMap::with_max_entries(sizes::DIGESTS, BPF_F_NO_PREALLOC);
+#[map]
+static AGENT_STATE: Array<AgentState> = Array::with_max_entries(1, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::EVENTS, 0);
+
+// This object's own, pinned nowhere. One for each CPU is enough: a TC program runs with bottom halves disabled, so none
+// follows another on a CPU before that has finished.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// The room of this CPU for the packet under way.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: valid for the program's run, which alone uses it; all zeros, as the kernel makes it, are valid.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The maps of this object.
+pub(crate) struct BpfTables;
+
+#[inline(always)]
+fn flows(table: FlowTable) -> &'static LruHashMap<FlowKey, FlowRow> {
+    match table {
+        FlowTable::Embryonic => &EMBRYONIC,
+        FlowTable::Confirmed => &CONFIRMED,
+        FlowTable::Tombstones => &TOMBSTONES,
+    }
+}
+
+/// Copies a row out of a hash: its element may be recycled behind our back.
+#[inline(always)]
+fn row<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
+    // SAFETY: the pointer is into the map's memory, which outlives the program's run.
+    map.get_ptr(key).map(|row| unsafe { *row })
+}
+
+impl Tables for BpfTables {
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        SETTINGS.get(0).copied()
+    }
+
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<InterfaceRow> {
+        row(&INTERFACES, &ifindex)
+    }
+
+    #[inline(always)]
+    fn endpoint_word(&self, endpoint: u32) -> Option<EndpointWord> {
+        // SAFETY: as in `row`. Volatile: one load, not two of 32 bits, because the agent stores the word while we read.
+        ENDPOINT_WORDS.get_ptr(endpoint).map(|word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn endpoint_options(&self, endpoint: u32) -> Option<EndpointOptions> {
+        OPTIONS.get(endpoint).copied()
+    }
+
+    #[inline(always)]
+    fn owns_address(&self, key: &AddressKey) -> bool {
+        ADDRESSES.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn class4(&self, address: &[u8; 4]) -> Option<ClassRow> {
+        row(&CLASS4, address)
+    }
+
+    #[inline(always)]
+    fn class6(&self, address: &[u8; 16]) -> Option<ClassRow> {
+        row(&CLASS6, address)
+    }
+
+    #[inline(always)]
+    fn cidr4(&self, address: &[u8; 4]) -> Option<u32> {
+        CIDR4.get(Key::new(32, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn cidr6(&self, address: &[u8; 16]) -> Option<u32> {
+        CIDR6.get(Key::new(128, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<RuleRow> {
+        row(&RULES, key)
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKeyData) -> Option<PortRow> {
+        PORTS.get(Key::new(PORT_PREFIX_FULL, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn flow(&self, table: FlowTable, key: &FlowKey) -> Option<FlowRow> {
+        // SAFETY: as in `row`.
+        flows(table).get_ptr(key).map(|row| unsafe { *row })
+    }
+
+    #[inline(always)]
+    fn load_flow(&self, table: FlowTable, key: &FlowKey, row: &mut FlowRow) -> bool {
+        match flows(table).get_ptr(key) {
+            // SAFETY: as in `row`. By words: the compiler else calls a byte loop.
+            Some(found) => unsafe {
+                let (from, to) = (found.cast::<u64>(), core::ptr::from_mut(row).cast::<u64>());
+                let mut word = 0;
+                while word < size_of::<FlowRow>() / 8 {
+                    to.add(word).write_volatile(from.add(word).read_volatile());
+                    word += 1;
+                }
+                true
+            },
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> Result<(), Full> {
+        flows(table).insert(key, row, u64::from(BPF_ANY)).map_err(|_errno| Full)
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
+        // Absent is fine: another CPU was faster.
+        let _status = flows(table).remove(key);
+    }
+
+    #[inline(always)]
+    fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32) {
+        if let Some(row) = flows(table).get_ptr_mut(key) {
+            // SAFETY: as in `row`; two aligned words, each stored at once, which other CPUs may store as well.
+            unsafe {
+                (&raw mut (*row).last_seen).write_volatile(last_seen);
+                (&raw mut (*row).phase).write_volatile(phase);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        // SAFETY: as in `row`.
+        FRAGMENTS.get_ptr(key).map(|row| unsafe { *row })
+    }
+
+    #[inline(always)]
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full> {
+        FRAGMENTS.insert(key, row, u64::from(BPF_ANY)).map_err(|_errno| Full)
+    }
+
+    #[inline(always)]
+    fn bucket(&self, endpoint: u32) -> Option<u64> {
+        // SAFETY: as in `row`; volatile, because other CPUs store it.
+        BUCKETS.get_ptr(endpoint).map(|bucket| unsafe { bucket.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn put_bucket(&self, endpoint: u32, value: u64) {
+        if let Some(bucket) = BUCKETS.get_ptr_mut(endpoint) {
+            // SAFETY: as in `row`; one aligned store.
+            unsafe { bucket.write_volatile(value) };
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, index: u32, add: Counter) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+            // SAFETY: this CPU's own element; a program is not interrupted by another one at the same hook.
+            unsafe {
+                (*counter).packets += add.packets;
+                (*counter).bytes += add.bytes;
+            }
+        }
+    }
+}
