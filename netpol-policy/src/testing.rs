@@ -213,6 +213,13 @@ impl World {
         self.cluster.pods.get(name).filter(|pod| is(endpoint, pod) && pod.takes_part())
     }
 
+    /// Whether the pod behind an endpoint has an address in its status.
+    #[must_use]
+    pub fn owns(&self, endpoint: u32, address: IpAddr) -> bool {
+        let pod = self.endpoints.get(&endpoint).and_then(|endpoint| endpoint.pod.as_ref());
+        pod.and_then(|(name, _)| self.cluster.pods.get(name)).is_some_and(|pod| pod.addresses.contains(&address))
+    }
+
     fn endpoint_up(&mut self, name: &ObjectName) -> Change {
         self.numbers += 1;
         let uid = self.cluster.pods.get(name).map(|pod| pod.uid.clone()).unwrap_or_default();

@@ -83,6 +83,16 @@ impl Ids {
         Some(id)
     }
 
+    /// The id keeps what it stands for, but whoever asks for that content gets another one.
+    pub(super) fn disown(&mut self, kind: u32, id: u32) {
+        let Some(space) = self.spaces.get_mut(&kind) else { return };
+        if let Some(digest) = space.by_id.get(&id)
+            && space.by_digest.get(digest) == Some(&id)
+        {
+            let _id = space.by_digest.remove(digest);
+        }
+    }
+
     /// Frees an id; it rests for [`REST_MS`]. An id that is not in use is left alone.
     pub fn release(&mut self, kind: u32, id: u32, now_ms: u64) {
         let Some(space) = self.spaces.get_mut(&kind) else { return };

@@ -29,6 +29,9 @@ pub(super) struct Inherited {
     generation: u32,
     /// The maps were not looked at yet.
     unread: bool,
+    /// Endpoints that cannot be shown their old answers until they flip, because the classes for that do not fit: they
+    /// are denied meanwhile.
+    pub(super) at_a_loss: BTreeSet<u32>,
     /// When rows that nothing asked for go.
     pub(super) sweep_at: Option<u64>,
 }
@@ -47,6 +50,7 @@ impl Inherited {
                 .max()
                 .unwrap_or(0),
             unread: true,
+            at_a_loss: BTreeSet::new(),
             sweep_at: None,
         }
     }
@@ -118,8 +122,16 @@ impl Compiler {
                 evicted: false,
             };
             let _none = self.sets.insert(set, entry);
+            // Should its policies come back, they get a set whose content is known.
+            self.ids.disown(id_kind::SET, set);
         }
         self.inherited_boundaries(true);
+    }
+
+    /// A class did not fit, and what stands in for it has no rows for sets of which only the rows are known.
+    pub(super) fn lose_inherited(&mut self) {
+        let inherited = self.sets.values().filter(|set| set.known.is_none());
+        self.inherited.at_a_loss.extend(inherited.flat_map(|set| &set.users));
     }
 
     /// Enters or clears the places where the inherited class changes.
@@ -180,8 +192,7 @@ impl Compiler {
             self.tables.remove_port(key, "");
         }
         for key in unclaimed.digests {
-            self.tables.remove_digest(key, "");
-            self.ids.release(key.kind, key.id, self.now_ms);
+            self.release(key.kind, key.id, "");
         }
         if self.sets.values().all(|set| set.known.is_some()) {
             self.inherited.classes.clear();

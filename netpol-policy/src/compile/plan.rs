@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use netpol_common::abi::{
     AddressKey, Digest, EndpointOptions, EndpointWord, MAX_ENDPOINTS, SET_ALLOW_ALL, SET_DENY_ALL, SET_PENDING,
-    endpoint_flags, names,
+    endpoint_flags, id_kind, names,
 };
 
 use super::index::Index;
@@ -220,20 +220,17 @@ impl Compiler {
         }
         let mut owned = BTreeSet::new();
         for (key, address) in wanted {
-            let new = self.tables.addresses.get(&key).is_none();
-            self.tables.put_address(key);
-            self.tables.quotas.share(Counted::Addresses, owner, true);
-            if let (Err(Full(map)), true) = (self.fits(), new) {
-                self.tables.remove_address(key);
-                self.tables.quotas.share(Counted::Addresses, owner, false);
+            if self.tables.addresses.get(&key).is_none() && !self.tables.quotas.has_room_for_address(owner) {
                 let what = Refused::EndpointAddress { endpoint, address };
                 let objects = self.pod_name(endpoint).into_iter().collect();
                 if let Some(planned) = self.planned.get_mut(&endpoint) {
-                    planned.refusals.push(Refusal { what, objects, map: map.name() });
+                    planned.refusals.push(Refusal { what, objects, map: Counted::Addresses.name() });
                 }
-            } else {
-                let _new = owned.insert(address);
+                continue;
             }
+            self.tables.put_address(key);
+            self.tables.quotas.share(Counted::Addresses, owner, true);
+            let _new = owned.insert(address);
         }
         if let Some(planned) = self.planned.get_mut(&endpoint) {
             planned.addresses = owned;
@@ -263,6 +260,8 @@ impl Compiler {
             planned.refusals.push(refusal);
         }
         self.retarget(endpoint, SET_DENY_ALL);
+        // Not after addresses have moved: the set it leaves may lack rows for where they go.
+        let _new = self.early.insert(endpoint);
     }
 
     /// An endpoint's set does not fit: it keeps the one it has if that permits no more, and is denied else.
@@ -334,7 +333,8 @@ impl Compiler {
             return;
         }
         if self.try_sets(&wanted).is_err() {
-            wanted.sort_by_key(|wanted| wanted.endpoints.first().copied());
+            // What an earlier agent had in force stays in force rather than what it had to refuse.
+            wanted.sort_by_key(|wanted| (!self.is_in_force(wanted), wanted.endpoints.first().copied()));
             for wanted in wanted {
                 match self.try_sets(std::slice::from_ref(&wanted)) {
                     Ok(()) => self.hand_out(&wanted),
@@ -348,6 +348,11 @@ impl Compiler {
         } else {
             wanted.iter().for_each(|wanted| self.hand_out(wanted));
         }
+    }
+
+    fn is_in_force(&self, Wanted { digest, content: _, endpoints }: &Wanted) -> bool {
+        let words = endpoints.iter().filter_map(|endpoint| self.tables.words.get(endpoint));
+        words.into_iter().any(|word| self.ids.digest(id_kind::SET, word.set()) == Some(*digest))
     }
 
     fn hand_out(&mut self, Wanted { digest, content: _, endpoints }: &Wanted) {
@@ -512,6 +517,11 @@ impl Compiler {
             ops.push(MapOp::SetEpoch(self.epoch));
         }
         let set_word = |(endpoint, word)| MapOp::SetWord { endpoint, word };
+        for endpoint in std::mem::take(&mut self.inherited.at_a_loss) {
+            if let Some((_, word)) = words.iter().find(|(other, _)| *other == endpoint) {
+                ops.push(set_word((endpoint, EndpointWord::new(SET_DENY_ALL, word.epoch()))));
+            }
+        }
         ops.extend(early.into_iter().map(set_word));
         ops.extend(cidrs_gone.into_iter().map(MapOp::RemoveCidr));
         ops.extend(cidrs.into_iter().map(|(prefix, class)| MapOp::PutCidr(prefix, class)));

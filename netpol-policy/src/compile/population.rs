@@ -120,8 +120,7 @@ impl Compiler {
         for prefix in prefixes {
             self.tables.quotas.share(Counted::cidrs(prefix), &namespace, false);
         }
-        self.tables.remove_digest(DigestKey { kind: id_kind::SET, id: set }, &namespace);
-        self.ids.release(id_kind::SET, set, self.now_ms);
+        self.release(id_kind::SET, set, &namespace);
         self.disinherit();
     }
 
@@ -244,6 +243,7 @@ impl Compiler {
                         // Only peers that no set in use names have gone from here, so what is written is still right.
                         Overflow::Fallback => {
                             let _new = self.stuck_prefixes.insert(prefix);
+                            self.lose_inherited();
                         }
                     }
                 }
@@ -324,6 +324,7 @@ impl Compiler {
     /// address, else, where even a row is too much, no row.
     fn fall_back(&mut self, address: IpAddr, carried: &Carried, Full(map): Full) {
         let Carried { kind, content, namespace } = carried;
+        self.lose_inherited();
         let before = self.tables.classes.before(&address);
         let old = before.map(|row| row.class).filter(|class| {
             self.classes.get(*class).is_some_and(|class| {
@@ -462,7 +463,6 @@ impl Compiler {
         for endpoint in std::mem::take(&mut entry.users) {
             let refusal = Refusal { what: Refused::PolicySet { endpoint }, objects: objects.clone(), map: map.name() };
             self.deny(endpoint, refusal);
-            let _new = self.early.insert(endpoint);
         }
     }
 
@@ -482,8 +482,7 @@ impl Compiler {
             }
             self.atoms.collect(atom);
         }
-        self.tables.remove_digest(DigestKey { kind: id_kind::CLASS, id: class }, "");
-        self.ids.release(id_kind::CLASS, class, self.now_ms);
+        self.release(id_kind::CLASS, class, "");
     }
 
     /// Whether everything fits so far.

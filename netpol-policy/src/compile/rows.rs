@@ -159,8 +159,14 @@ impl Compiler {
             for key in keys {
                 self.tables.remove_port(key, &namespace);
             }
-            self.tables.remove_digest(DigestKey { kind: id_kind::PORT_SET, id }, &namespace);
-            self.ids.release(id_kind::PORT_SET, id, self.now_ms);
+            self.release(id_kind::PORT_SET, id, &namespace);
+        }
+    }
+
+    /// An id stands for nothing any more. One of an earlier agent keeps its meaning until the sweep.
+    pub(super) fn release(&mut self, kind: u32, id: u32, namespace: &str) {
+        if self.tables.remove_digest(DigestKey { kind, id }, namespace) {
+            self.ids.release(kind, id, self.now_ms);
         }
     }
 
@@ -182,8 +188,7 @@ impl Compiler {
         if *references == 0 {
             let namespace = name.policy.namespace.clone();
             let _rule = self.rules.remove(&id);
-            self.tables.remove_digest(DigestKey { kind: id_kind::RULE, id }, &namespace);
-            self.ids.release(id_kind::RULE, id, self.now_ms);
+            self.release(id_kind::RULE, id, &namespace);
         }
     }
 

@@ -184,19 +184,32 @@ impl Quotas {
         }
     }
 
-    /// The first map that is full.
+    /// The first of the maps behind verdicts that is too full.
     pub(super) fn full(&self) -> Option<Counted> {
-        self.0.iter().find(|(_, quota)| quota.used > quota.limit).map(|(map, _)| *map)
+        self.verdicts().find(|(_, quota)| quota.used > quota.limit).map(|(map, _)| map)
     }
 
-    /// The first map of which a namespace holds more than half.
+    /// The first of the maps behind verdicts of which a namespace holds more than half.
     pub(super) fn over_half(&self) -> Option<Counted> {
-        self.0.iter().find(|(_, quota)| !quota.over.is_empty()).map(|(map, _)| *map)
+        self.verdicts().find(|(_, quota)| !quota.over.is_empty()).map(|(map, _)| map)
     }
 
-    /// The first map of which this namespace holds more than half.
+    /// The first of the maps behind verdicts of which this namespace holds more than half.
     pub(super) fn over_half_of(&self, namespace: &str) -> Option<Counted> {
-        self.0.iter().find(|(_, quota)| quota.over.contains(namespace)).map(|(map, _)| *map)
+        self.verdicts().find(|(_, quota)| quota.over.contains(namespace)).map(|(map, _)| map)
+    }
+
+    /// Endpoints' own addresses are apart: too many of those must not keep policies out.
+    fn verdicts(&self) -> impl Iterator<Item = (Counted, &Quota)> {
+        self.0.iter().map(|(map, quota)| (*map, quota)).filter(|(map, _)| *map != Counted::Addresses)
+    }
+
+    /// Whether one more address of a namespace's endpoint fits.
+    pub(super) fn has_room_for_address(&self, namespace: &str) -> bool {
+        self.0.get(&Counted::Addresses).is_some_and(|quota| {
+            let share = quota.shares.get(namespace).copied().unwrap_or(0);
+            quota.used < quota.limit && (namespace.is_empty() || share < quota.limit / 2)
+        })
     }
 
     /// Rows and limit of each map.
@@ -338,16 +351,18 @@ impl Tables {
         self.count_put(Counted::Digests, namespace, old.is_some(), claimed);
     }
 
-    pub(super) fn remove_digest(&mut self, key: DigestKey, namespace: &str) {
+    /// Removes a digest. Tells whether the id stands for nothing any more.
+    pub(super) fn remove_digest(&mut self, key: DigestKey, namespace: &str) -> bool {
         if self.earlier.digests.contains(&key) {
             if self.unclaimed.digests.insert(key) {
                 self.quotas.share(Counted::Digests, namespace, false);
             }
-            return;
+            return false;
         }
         let old = self.digests.remove(&key);
         let claimed = !self.unclaimed.digests.remove(&key);
         self.count_removal(Counted::Digests, namespace, old.is_some(), claimed);
+        true
     }
 
     pub(super) fn put_port(&mut self, key: PortKey, row: PortRow, namespace: &str) {
