@@ -182,7 +182,8 @@ impl Agent {
                 Ok(()) => return Ok(()),
                 Err(error) if begin.elapsed() > PATIENCE => {
                     let lines = self.process.tail();
-                    return Err(error.context(format!("netpol-agent is not {what} after {PATIENCE:?}; its last lines:\n{lines}")));
+                    return Err(error
+                        .context(format!("netpol-agent is not {what} after {PATIENCE:?}; its last lines:\n{lines}")));
                 }
                 Err(_not_yet) => thread::sleep(PAUSE),
             }
@@ -215,7 +216,8 @@ mod tests {
 
     #[test]
     fn samples_of_one_metric_are_told_from_those_of_others() {
-        let text = "# HELP a_total x\n# TYPE a counter\na_total{b=\"c\",d=\"e\"} 12\na_total_more{b=\"c\"} 1\na_total 3\n";
+        let text =
+            "# HELP a_total x\n# TYPE a counter\na_total{b=\"c\",d=\"e\"} 12\na_total_more{b=\"c\"} 1\na_total 3\n";
         let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         assert_eq!(samples(text, "a_total"), [(labels(&[("b", "c"), ("d", "e")]), 12.0), (labels(&[]), 3.0)]);
     }

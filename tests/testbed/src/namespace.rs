@@ -84,9 +84,11 @@ impl Mounts {
             let none = None::<&str>;
             // What is mounted here must not be seen outside, but what the machine unmounts should go here too.
             mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).context("mount --make-rslave /")?;
-            mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("mount -t bpf /sys/fs/bpf")?;
+            mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
+                .context("mount -t bpf /sys/fs/bpf")?;
             let nothing_special = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(Some("tmpfs"), "/run", Some("tmpfs"), nothing_special, Some("mode=755")).context("mount -t tmpfs /run")?;
+            mount(Some("tmpfs"), "/run", Some("tmpfs"), nothing_special, Some("mode=755"))
+                .context("mount -t tmpfs /run")?;
             File::open("/proc/thread-self/ns/mnt").context("open ns/mnt")
         })?;
         Ok(Self { file })

@@ -31,10 +31,13 @@ impl Outside {
             ("net/ipv4/conf/all/arp_announce", "0"),
         ])?;
         let path = network.path();
-        command::ip(node, &[
-            format!("link add {UPLINK} type veth peer name uplink netns {}", path.display()),
-            format!("link set {UPLINK} up"),
-        ])?;
+        command::ip(
+            node,
+            &[
+                format!("link add {UPLINK} type veth peer name uplink netns {}", path.display()),
+                format!("link set {UPLINK} up"),
+            ],
+        )?;
         let mut lines = vec!["link set uplink up".to_owned()];
         let mut node_lines = Vec::new();
         for own in uplink {
@@ -74,7 +77,9 @@ impl Outside {
         let new: Vec<IpAddr> = addresses.iter().copied().filter(|address| !hosts.contains(address)).collect();
         let lines: Vec<String> = new
             .iter()
-            .map(|address| format!("addr add {} dev lo{}", IpNet::from(*address), if address.is_ipv6() { " nodad" } else { "" }))
+            .map(|address| {
+                format!("addr add {} dev lo{}", IpNet::from(*address), if address.is_ipv6() { " nodad" } else { "" })
+            })
             .collect();
         command::ip(&self.network.place(), &lines).context("hosts outside")?;
         hosts.extend(new);

@@ -41,7 +41,8 @@ pub struct Pod {
 
 impl Pod {
     pub(crate) fn new(spec: PodSpec) -> Result<Self> {
-        let network = Namespace::new().with_context(|| format!("the network of pod {}/{}", spec.namespace, spec.name))?;
+        let network =
+            Namespace::new().with_context(|| format!("the network of pod {}/{}", spec.namespace, spec.name))?;
         // The plugin draws names at random: another sandbox of the same pod has another.
         let mut hash = Sha256::new();
         hash.update(format!("{} {}", spec.uid, network.path().display()));
@@ -111,9 +112,14 @@ impl Pod {
                 pod_cidrs.iter().any(|block| block.contains(*address))
                     && self.spec.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4())
             };
-            lines.extend(other.spec.addresses.iter().filter(on_link).map(|address| {
-                format!("neigh replace {address} lladdr {} dev eth0 nud permanent", other.mac)
-            }));
+            lines.extend(
+                other
+                    .spec
+                    .addresses
+                    .iter()
+                    .filter(on_link)
+                    .map(|address| format!("neigh replace {address} lladdr {} dev eth0 nud permanent", other.mac)),
+            );
         }
         command::ip(&self.network.place(), &lines)
     }
@@ -134,11 +140,13 @@ fn within(address: IpAddr, pod_cidrs: &[IpNet]) -> IpNet {
 
 /// Name and content of the file in which libcni caches the result of an ADD, if the pod's was recorded.
 pub(crate) fn record(pod: &Pod, pod_cidrs: &[IpNet]) -> Option<(PathBuf, String)> {
-    let Pod { spec: PodSpec { namespace, name, uid, addresses, recorded }, network, host_interface, host_mac, mac } = pod;
+    let Pod { spec: PodSpec { namespace, name, uid, addresses, recorded }, network, host_interface, host_mac, mac } =
+        pod;
     if !recorded {
         return None;
     }
-    let container: String = Sha256::digest(format!("{uid} {host_interface}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let container: String =
+        Sha256::digest(format!("{uid} {host_interface}")).iter().map(|byte| format!("{byte:02x}")).collect();
     let ips: Vec<_> = addresses
         .iter()
         .map(|address| {

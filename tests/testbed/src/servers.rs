@@ -87,7 +87,9 @@ enum Serving {
 impl Serving {
     fn socket(&self) -> &Socket {
         match self {
-            Self::Listener(socket) | Self::Stream(socket) | Self::Datagrams(socket) | Self::Sctp { socket, .. } => socket,
+            Self::Listener(socket) | Self::Stream(socket) | Self::Datagrams(socket) | Self::Sctp { socket, .. } => {
+                socket
+            }
         }
     }
 }

@@ -91,7 +91,8 @@ impl Manifests {
                     && value["metadata"]["name"] == *name.name
                     && value["metadata"]["namespace"].as_str().is_none_or(|namespace| namespace == name.namespace)
             };
-            let holds = |value: &Value| is_it(value) || value["items"].as_array().is_some_and(|items| items.iter().any(is_it));
+            let holds =
+                |value: &Value| is_it(value) || value["items"].as_array().is_some_and(|items| items.iter().any(is_it));
             self.values.iter().position(holds)
         });
         match index.and_then(|index| self.places.get(index)) {
@@ -146,7 +147,8 @@ fn split(text: &str) -> Vec<String> {
         if is_marker && is_begun {
             documents.push(std::mem::replace(&mut current, "\n".repeat(number)));
         }
-        is_begun |= is_marker || !(line.trim().is_empty() || line.starts_with('%') || line.trim_start().starts_with('#'));
+        is_begun |=
+            is_marker || !(line.trim().is_empty() || line.starts_with('%') || line.trim_start().starts_with('#'));
         current.push_str(line);
         current.push('\n');
     }

@@ -35,10 +35,14 @@ impl Mark {
     }
 }
 
+/// Width of the column of ports.
+const PORTS: usize = 28;
+
 /// Of pairs that are not all alike.
 const MIXED: char = '~';
 
-const LEGEND: &str = "  ■ allowed   · denied   4 6 allowed in this family alone   ~ some pairs   ! not what the policies say";
+const LEGEND: &str =
+    "  ■ allowed   · denied   4 6 allowed in this family alone   ~ some pairs   ! not what the policies say";
 
 type Marks<'a> = BTreeMap<(&'a End, &'a End), BTreeMap<Port, Mark>>;
 
@@ -62,7 +66,7 @@ pub(super) fn draw(cells: &[Answered]) -> String {
     }
 
     let name_width = groups.iter().map(|group| group.label().chars().count()).max().unwrap_or(0) + 4;
-    let indent = name_width + 12;
+    let indent = name_width + PORTS;
     line(String::new());
     line(format!("to{}from", " ".repeat(indent.saturating_sub(2))));
     for digit in (0..3).rev() {
@@ -77,20 +81,51 @@ pub(super) fn draw(cells: &[Answered]) -> String {
     }
     let mut section = String::new();
     for to in &groups {
+        // Ports that the same sources reach share a row.
         let ports: BTreeSet<Port> = groups.iter().flat_map(|from| ports(&marks, from, to)).collect();
-        for (index, port) in ports.iter().enumerate() {
+        let mut rows = Vec::<(Vec<char>, Vec<Port>)>::new();
+        for port in ports {
+            let signs: Vec<char> = groups.iter().map(|from| sign(&marks, from, to, port)).collect();
+            match rows.iter_mut().find(|(others, _)| *others == signs) {
+                Some((_, ports)) => ports.push(port),
+                None => rows.push((signs, vec![port])),
+            }
+        }
+        for (index, (signs, ports)) in rows.into_iter().enumerate() {
             if section != to.section() {
                 section = to.section();
                 line(format!("{section}:"));
             }
             let label = if index == 0 { to.label() } else { String::new() };
-            let signs = groups.iter().map(|from| sign(&marks, from, to, *port));
-            line(format!("  {label:<width$}{:<12}{}", port.to_string(), spaced(signs, &groups), width = name_width - 2));
+            let signs = spaced(signs.into_iter(), &groups);
+            let mut ports = listed(&ports).into_iter();
+            let first = ports.next().unwrap_or_default();
+            line(format!("  {label:<width$}{first:<PORTS$}{signs}", width = name_width - 2));
+            ports.for_each(|more| line(format!("{:name_width$}{more}", "")));
         }
     }
     line(String::new());
     line(LEGEND.to_owned());
     text
+}
+
+/// Ports as lines of at most [`PORTS`] characters, with a gap: "TCP 53 443", "UDP 53".
+fn listed(ports: &[Port]) -> Vec<String> {
+    let mut lines = Vec::<String>::new();
+    let mut last = None;
+    for Port { protocol, number } in ports {
+        let number = number.to_string();
+        match lines.last_mut() {
+            Some(line) if last == Some(protocol) && line.len() + number.len() + 2 < PORTS => {
+                line.push(' ');
+                line.push_str(&number);
+            }
+            Some(_) if last == Some(protocol) => lines.push(format!("    {number}")),
+            Some(_) | None => lines.push(format!("{} {number}", protocol.name())),
+        }
+        last = Some(protocol);
+    }
+    lines
 }
 
 /// A gap where a namespace ends.
@@ -129,12 +164,18 @@ impl Group<'_> {
         match &self.members[..] {
             [] => String::new(),
             [only] => short(only),
+            [End::Host(first), .., End::Host(last)] if self.members.len() > 2 => {
+                format!("{first} … {last} ({})", self.members.len())
+            }
+            [End::Host(one), End::Host(other)] => format!("{one}, {other}"),
             [first, .., last] => {
                 let (base, _) = workload(first);
                 let mut ordinals: Vec<usize> = self.members.iter().filter_map(|end| workload(end).1).collect();
                 ordinals.sort_unstable();
                 match (ordinals.first(), ordinals.last()) {
-                    (Some(low), Some(high)) if ordinals.len() == self.members.len() && high - low + 1 == ordinals.len() => {
+                    (Some(low), Some(high))
+                        if ordinals.len() == self.members.len() && high - low + 1 == ordinals.len() =>
+                    {
                         format!("{base}-{low}…{high}")
                     }
                     _ => format!("{} … {} ({})", short(first), short(last), self.members.len()),
@@ -191,11 +232,11 @@ fn groups<'a>(marks: &Marks<'a>) -> Vec<Group<'a>> {
     let between = |from: &'a End, to: &'a End| marks.get(&(from, to)).unwrap_or(&none);
     // Ports are part of the first colour by way of the pod's cell with itself.
     let first = ends.iter().map(|end| {
-        let namespace = match end {
-            End::Pod(name) => name.namespace.clone(),
-            End::Host(_) => String::new(),
+        let kind = match end {
+            End::Pod(name) => (name.namespace.clone(), workload(end).0),
+            End::Host(address) => (String::new(), if address.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned()),
         };
-        (*end, (namespace, workload(end).0, between(end, end).keys().copied().collect::<Vec<_>>()))
+        (*end, (kind, between(end, end).keys().copied().collect::<Vec<_>>()))
     });
     let mut colours = numbered(first.collect());
     loop {

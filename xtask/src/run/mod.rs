@@ -1,5 +1,7 @@
 //! `cargo xtask run`: the agent in a cluster on this machine, every connection probed and held against the policies.
 
+#[cfg(test)]
+mod example;
 mod manifests;
 mod matrix;
 mod report;

@@ -20,7 +20,8 @@ pub(super) fn set_up(sandbox: &Sandbox) -> String {
     let mut text = String::new();
     let node = sandbox.node();
     let cluster = sandbox.cluster();
-    let list = |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let list =
+        |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     // Writing to a String does not fail.
     let mut line = |line: String| {
         let _ = writeln!(text, "{}", line.trim_end());
@@ -56,7 +57,11 @@ pub(super) fn matrix(cells: &[Answered]) -> String {
 fn verdict(cells: &[Answered]) -> String {
     let differ = cells.iter().filter(|answered| !answered.agrees()).count();
     let allowed = cells.iter().filter(|answered| answered.observed == Outcome::Allow).count();
-    let text = format!("{} cells, {allowed} allowed: {} as the policies say, {differ} differ", cells.len(), cells.len() - differ);
+    let text = format!(
+        "{} cells, {allowed} allowed: {} as the policies say, {differ} differ",
+        cells.len(),
+        cells.len() - differ
+    );
     match differ {
         0 => format!("{text}\n"),
         _ => format!("{text}:\n{}", matrix::differences(cells)),
@@ -102,7 +107,8 @@ pub(super) fn dropped(dropped: &[Dropped]) -> String {
         return "no packet was dropped\n".to_owned();
     }
     let width = dropped.iter().map(|dropped| dropped.namespace.len()).max().unwrap_or(0).max(9);
-    let mut text = format!("dropped packets\n  {:<width$}  {:<9}  {:<18}  {:>9}\n", "namespace", "direction", "reason", "packets");
+    let mut text =
+        format!("dropped packets\n  {:<width$}  {:<9}  {:<18}  {:>9}\n", "namespace", "direction", "reason", "packets");
     for Dropped { namespace, direction, reason, packets } in dropped {
         let namespace = if namespace.is_empty() { "-" } else { namespace };
         let _ = writeln!(text, "  {namespace:<width$}  {direction:<9}  {reason:<18}  {packets:>9}");
@@ -164,7 +170,9 @@ mod tests {
     fn answered(to: &str, address: &str, expected: bool, observed: Outcome) -> Answered {
         let port = Port { protocol: Protocol::Tcp, number: 9090 };
         let address = address.parse().unwrap();
-        let to = to.split_once('/').map_or(End::Host(address), |(namespace, name)| End::Pod(ObjectName::new(namespace, name)));
+        let to = to
+            .split_once('/')
+            .map_or(End::Host(address), |(namespace, name)| End::Pod(ObjectName::new(namespace, name)));
         let from = End::Pod(ObjectName::new("production", "payment-api-0"));
         Answered { cell: Cell { from, to, source: address, destination: address, port }, expected, observed }
     }
@@ -175,8 +183,12 @@ mod tests {
             answered("monitoring/prometheus-0", "10.244.0.7", true, Outcome::Deny),
             answered("", "2001:db8::1", false, Outcome::Error("refused".into())),
         ];
-        let dropped =
-            Dropped { namespace: "production".into(), direction: "egress".into(), reason: "no_rule".into(), packets: 3 };
+        let dropped = Dropped {
+            namespace: "production".into(),
+            direction: "egress".into(),
+            reason: "no_rule".into(),
+            packets: 3,
+        };
         assert_eq!(
             json(&cells, &[dropped]),
             json!({

@@ -122,7 +122,9 @@ fn arrange(sandbox: &mut Sandbox, manifests: &Manifests) -> Result<()> {
         eprintln!("run: refused: {}", manifests.describe(index, &rejected));
     }
     for vacant in &sandbox.hosts().vacant {
-        eprintln!("run: no host can stand for {vacant}: it is the pods' own network, or no host can have such an address");
+        eprintln!(
+            "run: no host can stand for {vacant}: it is the pods' own network, or no host can have such an address"
+        );
     }
     Ok(())
 }

@@ -29,9 +29,9 @@ use self::certificates::{Authority, Identity};
 pub use self::client::Client;
 pub use self::etcd::Etcd;
 use self::installation::Installation;
+pub use self::relay::Relay;
 use crate::place::Place;
 use crate::process::Process;
-pub use self::relay::Relay;
 pub use crate::{place, process};
 
 /// How long a daemon may take to answer: generous, since tests run on machines that are busy compiling.

@@ -244,7 +244,8 @@ impl Sandbox {
             .into_iter()
             .take(20)
             .map(|(server, clients)| {
-                let tried = cells.iter().filter(|cell| format!("{} ({}, {})", cell.to, cell.destination, cell.port) == server);
+                let tried =
+                    cells.iter().filter(|cell| format!("{} ({}, {})", cell.to, cell.destination, cell.port) == server);
                 let what = if tried.count() == clients.len() { "never answered" } else { "did not answer" };
                 format!("  {server} {what}: {}", clients.iter().take(5).cloned().collect::<Vec<_>>().join(", "))
             })
@@ -349,8 +350,7 @@ impl Sandbox {
     }
 
     fn arrange_pods(&mut self) -> Result<()> {
-        let (own, of_node): (Vec<PodObject>, Vec<PodObject>) =
-            self.participants().partition(|pod| !pod.host_network);
+        let (own, of_node): (Vec<PodObject>, Vec<PodObject>) = self.participants().partition(|pod| !pod.host_network);
         // Pods in the node's network share its addresses.
         let places = of_node.iter().flat_map(|pod| listens(&pod.addresses, &cells::declared_ports(pod))).collect();
         serve(&self.servers, self.node.network(), places, &mut self.node_servers)?;
@@ -363,7 +363,8 @@ impl Sandbox {
         let over = self.pods.extract_if(.., |name, running| !wanted.get(name).is_some_and(|pod| is_same(pod, running)));
         for (_, running) in over.collect::<Vec<_>>() {
             // One whose address is needed again has to go at once.
-            if own.iter().any(|pod| pod.addresses.iter().any(|address| running.pod.spec().addresses.contains(address))) {
+            if own.iter().any(|pod| pod.addresses.iter().any(|address| running.pod.spec().addresses.contains(address)))
+            {
                 drop(running.served);
                 self.node.remove_pod(running.pod)?;
             } else {
