@@ -55,8 +55,26 @@ pub mod names {
 
     /// All of them, for pinning and for comparing.
     pub const ALL: [&str; 20] = [
-        ENDPOINT_WORDS, INTERFACES, ADDRESSES, OPTIONS, CLASS4, CLASS6, CIDR4, CIDR6, RULES, PORTS, EMBRYONIC, CONFIRMED,
-        TOMBSTONES, FRAGMENTS, BUCKETS, COUNTERS, SETTINGS, DIGESTS, AGENT_STATE, EVENTS,
+        ENDPOINT_WORDS,
+        INTERFACES,
+        ADDRESSES,
+        OPTIONS,
+        CLASS4,
+        CLASS6,
+        CIDR4,
+        CIDR6,
+        RULES,
+        PORTS,
+        EMBRYONIC,
+        CONFIRMED,
+        TOMBSTONES,
+        FRAGMENTS,
+        BUCKETS,
+        COUNTERS,
+        SETTINGS,
+        DIGESTS,
+        AGENT_STATE,
+        EVENTS,
     ];
     /// Ring buffer reserved for the rate-limited live stream of verdicts (decision D9); programs do not write it yet.
     pub const EVENTS: &str = "EVENTS";
@@ -522,7 +540,22 @@ mod pod {
         )* };
     }
     pod!(
-        EndpointWord, InterfaceRow, AddressKey, EndpointOptions, ClassRow, RuleKey, RuleRow, PortKeyData, PortRow,
-        FlowKey, FlowRow, FragmentKey, FragmentRow, Counter, Settings, DigestKey, AgentState,
+        EndpointWord,
+        InterfaceRow,
+        AddressKey,
+        EndpointOptions,
+        ClassRow,
+        RuleKey,
+        RuleRow,
+        PortKeyData,
+        PortRow,
+        FlowKey,
+        FlowRow,
+        FragmentKey,
+        FragmentRow,
+        Counter,
+        Settings,
+        DigestKey,
+        AgentState,
     );
 }

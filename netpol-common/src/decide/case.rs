@@ -141,9 +141,6 @@ impl Case {
     #[inline(always)]
     pub(super) const fn may_start(&self) -> bool {
         matches!(self.fragment, LaterFragment::No)
-            && matches!(
-                self.packet.kind,
-                Kind::Segment | Kind::Opening | Kind::OpeningAnswer | Kind::EchoRequest
-            )
+            && matches!(self.packet.kind, Kind::Segment | Kind::Opening | Kind::OpeningAnswer | Kind::EchoRequest)
     }
 }

@@ -4,9 +4,7 @@
 use super::subject::Subject;
 use super::{Case, Outcome, class_of, policy};
 use crate::abi::{Settings, address_kind, setting_flags};
-use crate::parse::{
-    Address, Frame, Kind, advertised_target, arp_sender, ethernet_source, icmp_type, protocol,
-};
+use crate::parse::{Address, Frame, Kind, advertised_target, arp_sender, ethernet_source, icmp_type, protocol};
 use crate::tables::Tables;
 use crate::verdict::Reason;
 
@@ -92,11 +90,7 @@ pub(super) fn arp<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &Ca
         return Ok(());
     }
     let sender = arp_sender(frame).ok_or(Reason::Truncated)?;
-    if sender.is_unspecified() || case.subject.owns(tables, sender) {
-        Ok(())
-    } else {
-        Err(Reason::SpoofedSource)
-    }
+    if sender.is_unspecified() || case.subject.owns(tables, sender) { Ok(()) } else { Err(Reason::SpoofedSource) }
 }
 
 /// Whether a pod may use an address on its link: one of its own, or the link-local one of its Ethernet address.

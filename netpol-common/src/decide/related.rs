@@ -33,8 +33,7 @@ fn find_quoted<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut C
         Direction::Ingress => (source, destination, source_port, destination_port),
         Direction::Egress => (destination, source, destination_port, source_port),
     };
-    case.key =
-        FlowKey { ifindex: case.ifindex, local_port, peer_port, peer: peer.bytes(), protocol, pad: [0; 3] };
+    case.key = FlowKey { ifindex: case.ifindex, local_port, peer_port, peer: peer.bytes(), protocol, pad: [0; 3] };
     find(tables, case, local, FlowTable::Confirmed) || find(tables, case, local, FlowTable::Embryonic)
 }
 

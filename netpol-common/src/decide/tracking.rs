@@ -70,20 +70,39 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.subject.is_closed() {
         return Err(Reason::Pending);
     }
-    let Case { key, row, subject, .. } = &*case;
-    let (direction, port) = match row.initiator {
-        initiator::POD => (Direction::Egress, key.peer_port),
-        _ => (Direction::Ingress, key.local_port),
-    };
-    let port = if has_ports(key.protocol) { Some(port) } else { None };
-    if let Some(rule) = subject.allows(tables, direction, &key.peer, key.protocol, port) {
+    if let Some(rule) = ask_as(tables, case, case.row.initiator) {
         case.rule = rule;
         return Ok(());
+    }
+    // Who began a flow that was there before the programs is only known where connection tracking told. Else it is a
+    // guess, which the window after adoption lets be corrected.
+    if case.now() < case.subject.reverse_until {
+        let other = match case.row.initiator {
+            initiator::POD => initiator::PEER,
+            _ => initiator::POD,
+        };
+        if let Some(rule) = ask_as(tables, case, other) {
+            case.rule = rule;
+            case.row.initiator = other;
+            return Ok(());
+        }
     }
     match tables.settings() {
         Some(Settings { flags, .. }) if flags & setting_flags::KEEP_ESTABLISHED != 0 => Ok(()),
         Some(_) | None => Err(Reason::Revoked),
     }
+}
+
+/// Asks the policy about the entry found last as if `initiator` had started it.
+#[inline(always)]
+fn ask_as<T: Tables>(tables: &T, case: &Case, initiator: u8) -> Option<u32> {
+    let Case { key, subject, .. } = case;
+    let (direction, port) = match initiator {
+        initiator::POD => (Direction::Egress, key.peer_port),
+        _ => (Direction::Ingress, key.local_port),
+    };
+    let port = if has_ports(key.protocol) { Some(port) } else { None };
+    subject.allows(tables, direction, &key.peer, key.protocol, port)
 }
 
 /// A packet of a live flow.

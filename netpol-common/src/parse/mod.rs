@@ -17,7 +17,7 @@ pub(crate) mod frames;
 mod tests;
 
 pub use address::Address;
-pub use icmp::{Inner, arp_sender, advertised_target, ethernet_source, inner};
+pub use icmp::{Inner, advertised_target, arp_sender, ethernet_source, inner};
 
 use crate::verdict::Reason;
 

@@ -1,0 +1,345 @@
+use std::vec::Vec;
+
+use super::{NODE, PEER, PEER_CLASS, POD, STRANGER, World};
+use crate::abi::{Direction, PROTOCOL_ANY, initiator, phase, setting_flags};
+use crate::flow::timeout;
+use crate::parse::{frames, protocol, tcp_flags};
+use crate::tables::FlowTable;
+use crate::verdict::Reason;
+
+const SYN: u8 = tcp_flags::SYN;
+const ACK: u8 = tcp_flags::ACK;
+
+/// Isolated both ways; peers may reach TCP and UDP port 80.
+fn server() -> World {
+    World::isolated().allow(Direction::Ingress, PEER_CLASS, protocol::TCP, 4, &[80]).allow(
+        Direction::Ingress,
+        PEER_CLASS,
+        protocol::UDP,
+        5,
+        &[80],
+    )
+}
+
+/// Isolated both ways; may reach its peers' port 80.
+fn client() -> World {
+    World::isolated().allow(Direction::Egress, PEER_CLASS, protocol::TCP, 4, &[80]).allow(
+        Direction::Egress,
+        PEER_CLASS,
+        protocol::UDP,
+        5,
+        &[80],
+    )
+}
+
+fn to_pod(flags: u8) -> Vec<u8> {
+    frames::tcp(PEER, POD, 4000, 80, flags)
+}
+
+fn from_pod(flags: u8) -> Vec<u8> {
+    frames::tcp(POD, PEER, 80, 4000, flags)
+}
+
+/// A connection of the peer to the pod, both of whose sides have spoken.
+fn connected(world: &World) {
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
+    assert_eq!(world.send(&from_pod(SYN | ACK)), Reason::Passed);
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_reply_is_allowed_although_the_pod_is_isolated() {
+    let world = server();
+    connected(&world);
+    assert_eq!((world.flows(FlowTable::Embryonic), world.flows(FlowTable::Confirmed)), (0, 1));
+    let flow = world.only_flow(FlowTable::Confirmed);
+    assert_eq!((flow.initiator, flow.rule, flow.phase), (initiator::PEER, 4, phase::REPLIED));
+    let world = client();
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 5000, 80, SYN)), Reason::Passed);
+    assert_eq!(world.receive(&frames::tcp(PEER, POD, 80, 5000, SYN | ACK)), Reason::Passed);
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 5000, 80, ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_flow_of_a_pod_that_nothing_isolates_is_tracked_too() {
+    let mut world = World::isolated();
+    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    assert_eq!(world.send(&frames::udp(POD, STRANGER, 4000, 53)), Reason::Passed);
+    // Isolated for ingress now, the answer still comes.
+    world.word = crate::abi::EndpointWord::new(super::SET, 3);
+    let world = world.allow(Direction::Egress, crate::abi::CLASS_ANY, PROTOCOL_ANY, 0, &[]);
+    assert_eq!(world.receive(&frames::udp(STRANGER, POD, 53, 4000)), Reason::Passed);
+    assert_eq!(world.receive(&frames::udp(STRANGER, POD, 54, 4000)), Reason::NoRule);
+}
+
+#[test]
+fn a_packet_without_a_flow_is_not_allowed_because_its_reverse_would_be() {
+    let world = server();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::NoRule);
+    assert_eq!(world.send(&from_pod(SYN | ACK)), Reason::NoRule);
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::NoRule);
+}
+
+#[test]
+fn after_adoption_the_reverse_is_tried_for_a_while() {
+    let mut world = server();
+    world.options.reverse_until = 1010;
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).initiator, initiator::PEER);
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 81, 4000, ACK)), Reason::NoRule);
+    assert_eq!(world.send(&from_pod(SYN)), Reason::NoRule);
+    world.now = 1010;
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, ACK)), Reason::NoRule);
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_connection_that_was_there_before_goes_on_in_its_own_orientation() {
+    let world = server();
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed);
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_syn_is_always_judged_as_new() {
+    let mut world = server();
+    connected(&world);
+    // From the pod, on the ports of the connection: a new one the other way round.
+    assert_eq!(world.send(&from_pod(SYN)), Reason::NoRule);
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed, "a denied SYN does not touch the live flow");
+    world.rules.clear();
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::NoRule, "also before the epoch has changed");
+}
+
+#[test]
+fn a_reused_port_is_a_new_flow_until_its_syn_ack_confirms_it() {
+    let mut world = server();
+    connected(&world);
+    let old = world.only_flow(FlowTable::Confirmed);
+    world.now += 40;
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).last_seen, old.last_seen);
+    // A challenge ACK of the old connection does not confirm the new one.
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.flows(FlowTable::Embryonic), 1);
+    assert_eq!(world.send(&from_pod(SYN | ACK)), Reason::Passed);
+    assert_eq!(world.flows(FlowTable::Embryonic), 0);
+}
+
+#[test]
+fn a_retransmitted_syn_costs_no_second_token() {
+    let mut world = server();
+    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) =
+        (1_000_000_000_000, 1_000_000_000_000);
+    for _ in 0..3 {
+        assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
+    }
+    assert_eq!(world.receive(&frames::tcp(PEER, POD, 4001, 80, SYN)), Reason::FlowRate);
+}
+
+#[test]
+fn new_flows_and_first_replies_pay_and_the_node_does_not() {
+    let mut world = server();
+    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) =
+        (1_000_000_000_000, 2_000_000_000_000);
+    connected(&world);
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::FlowRate);
+    assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000, 81, SYN)), Reason::Passed);
+    assert_eq!(world.send(&frames::tcp(POD, NODE, 81, 4000, SYN | ACK)), Reason::Passed);
+    world.now += 1000;
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed);
+}
+
+#[test]
+fn a_pod_that_nothing_isolates_is_rate_limited_too() {
+    let mut world = World::isolated();
+    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) = (1 << 40, 1 << 40);
+    assert_eq!(world.send(&frames::udp(POD, PEER, 1, 2)), Reason::Passed);
+    assert_eq!(world.send(&frames::udp(POD, PEER, 3, 2)), Reason::FlowRate);
+}
+
+#[test]
+fn a_flow_that_cannot_be_written_is_dropped() {
+    let mut world = server();
+    world.full = true;
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::FlowTableFull);
+}
+
+#[test]
+fn a_revoked_permission_cuts_its_connection_from_both_sides() {
+    let mut world = server();
+    connected(&world);
+    world.revoke();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::Tombstones)), (0, 1));
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Revoked);
+}
+
+#[test]
+fn a_retransmission_does_not_revive_a_revoked_flow_the_other_way_round() {
+    let mut world = server();
+    connected(&world);
+    world.revoke();
+    // Egress is open now: the pod's own packet would be allowed if the connection were new.
+    let mut world = world.allow(Direction::Egress, PEER_CLASS, PROTOCOL_ANY, 9, &[]);
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked);
+    world.now += u64::from(timeout::CONNECTION);
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked, "what it drops renews the tombstone");
+    world.now += u64::from(timeout::CONNECTION);
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked);
+    // A SYN is another connection.
+    assert_eq!(world.send(&from_pod(SYN)), Reason::Passed);
+    assert_eq!(world.flows(FlowTable::Tombstones), 0);
+}
+
+#[test]
+fn a_tombstone_of_udp_lasts_one_idle_timeout() {
+    let mut world = server();
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed);
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::Passed);
+    world.revoke();
+    let mut world = world.allow(Direction::Egress, PEER_CLASS, PROTOCOL_ANY, 9, &[]);
+    for _ in 0..2 {
+        assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::Revoked);
+        world.now += u64::from(timeout::UDP / 2);
+    }
+    world.now += 2;
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::Passed);
+}
+
+#[test]
+fn a_permission_that_comes_back_brings_its_flows_back() {
+    let mut world = server();
+    connected(&world);
+    let rules = world.rules.clone();
+    world.revoke();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked);
+    world.next_epoch();
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Revoked, "judged anew, with the same answer");
+    world.rules = rules;
+    world.next_epoch();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::Tombstones)), (1, 0));
+}
+
+#[test]
+fn a_new_epoch_with_the_same_answer_only_refreshes_the_flow() {
+    let mut world = server();
+    connected(&world);
+    world.next_epoch();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).epoch, world.word.epoch());
+    world.rules.clear();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed, "rows alone do not cut a flow, the epoch does");
+}
+
+#[test]
+fn a_switch_keeps_established_flows() {
+    let mut world = server();
+    connected(&world);
+    world.settings.as_mut().unwrap().flags |= setting_flags::KEEP_ESTABLISHED;
+    world.revoke();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::NoRule);
+}
+
+#[test]
+fn the_own_nodes_flows_outlive_every_policy() {
+    let mut world = World::isolated();
+    assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000, 80, SYN)), Reason::Passed);
+    assert_eq!(world.send(&frames::tcp(POD, NODE, 80, 4000, SYN | ACK)), Reason::Passed);
+    world.revoke();
+    assert_eq!(world.send(&frames::tcp(POD, NODE, 80, 4000, ACK)), Reason::Passed);
+    // The same tuple, forwarded: another sender behind the node's address.
+    assert_eq!(world.receive(&frames::tcp(NODE, POD, 4000, 80, ACK)), Reason::NoRule);
+    assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000, 80, ACK)), Reason::Passed);
+}
+
+#[test]
+fn an_idle_flow_expires_and_a_busy_one_does_not() {
+    let mut world = server();
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed);
+    world.now += u64::from(timeout::UDP_UNREPLIED);
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::Passed);
+    for _ in 0..3 {
+        world.now += u64::from(timeout::UDP);
+        assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::Passed);
+    }
+    world.now += u64::from(timeout::UDP) + 1;
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::NoRule);
+}
+
+#[test]
+fn an_unanswered_datagram_expires_sooner() {
+    let mut world = server();
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed);
+    world.now += u64::from(timeout::UDP_UNREPLIED) + 1;
+    assert_eq!(world.send(&frames::udp(POD, PEER, 80, 4000)), Reason::NoRule);
+}
+
+#[test]
+fn last_seen_is_written_at_most_once_a_second() {
+    let mut world = server();
+    connected(&world);
+    let before = world.only_flow(FlowTable::Confirmed).last_seen;
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).last_seen, before);
+    world.now += 1;
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).last_seen, before + 1);
+}
+
+#[test]
+fn an_echo_request_of_one_side_is_no_reply_to_the_other() {
+    let world = World::isolated().allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
+    for id in [0, 9] {
+        assert_eq!(world.receive(&frames::echo(PEER, POD, true, id)), Reason::Passed);
+        assert_eq!(world.send(&frames::echo(POD, PEER, true, id)), Reason::NoRule);
+        assert_eq!(world.send(&frames::echo(POD, PEER, false, id)), Reason::Passed);
+        assert_eq!(world.send(&frames::echo(POD, PEER, true, id)), Reason::NoRule);
+    }
+    assert_eq!(world.send(&frames::echo(POD, PEER, false, 77)), Reason::NoFlow);
+}
+
+#[test]
+fn an_error_belongs_to_the_flow_it_quotes() {
+    let world = client();
+    let sent = frames::udp(POD, PEER, 5000, 80);
+    assert_eq!(world.send(&sent), Reason::Passed);
+    // From any router on the way.
+    assert_eq!(world.receive(&frames::icmp_error(STRANGER, POD, &sent)), Reason::Passed);
+    assert_eq!(world.flows(FlowTable::Confirmed), 0, "an error is no reply");
+    let never_sent = frames::udp(POD, PEER, 5001, 80);
+    assert_eq!(world.receive(&frames::icmp_error(STRANGER, POD, &never_sent)), Reason::NoFlow);
+}
+
+#[test]
+fn an_error_of_the_pod_goes_back_to_the_sender_or_nowhere() {
+    let world = server();
+    let received = frames::udp(PEER, POD, 4000, 80);
+    assert_eq!(world.receive(&received), Reason::Passed);
+    assert_eq!(world.send(&frames::icmp_error(POD, PEER, &received)), Reason::Passed);
+    assert_eq!(world.send(&frames::icmp_error(POD, STRANGER, &received)), Reason::NoFlow);
+}
+
+#[test]
+fn an_error_about_a_revoked_flow_is_dropped() {
+    let mut world = client();
+    let sent = frames::udp(POD, PEER, 5000, 80);
+    assert_eq!(world.send(&sent), Reason::Passed);
+    world.revoke();
+    assert_eq!(world.receive(&frames::icmp_error(STRANGER, POD, &sent)), Reason::Revoked);
+}
+
+#[test]
+fn an_sctp_init_opens_and_a_stray_chunk_does_not() {
+    let init = frames::ipv4(PEER, POD, protocol::SCTP, &frames::sctp_packet(4000, 80, 1));
+    let data = frames::ipv4(POD, PEER, protocol::SCTP, &frames::sctp_packet(80, 4000, 0));
+    let answer = frames::ipv4(POD, PEER, protocol::SCTP, &frames::sctp_packet(80, 4000, 2));
+    let world = World::isolated().allow(Direction::Ingress, PEER_CLASS, protocol::SCTP, 4, &[80]);
+    assert_eq!(world.send(&data), Reason::NoRule);
+    assert_eq!(world.receive(&init), Reason::Passed);
+    assert_eq!(world.send(&answer), Reason::Passed);
+    assert_eq!(world.send(&data), Reason::Passed);
+}
