@@ -18,11 +18,13 @@
 //! apart what any set in use tells apart, and a policy change moves addresses only between classes that all sets in use
 //! answer alike.
 
+mod admission;
 mod answer;
 mod atoms;
 mod cidr;
 mod classes;
 mod digest;
+mod endpoints;
 pub mod ids;
 mod index;
 mod inherited;
@@ -30,6 +32,7 @@ pub mod memory;
 mod plan;
 mod population;
 mod ports;
+mod quotas;
 mod refusal;
 mod rows;
 mod sets;
@@ -52,11 +55,12 @@ use self::ids::Ids;
 use self::index::{Dirty, Index};
 use self::inherited::Inherited;
 use self::ports::PortSets;
+pub use self::quotas::Capacities;
 pub use self::refusal::{Refusal, Refused};
 pub use self::sets::RuleName;
 use self::sets::{PolicySet, SetContent};
+pub use self::tables::Snapshot;
 use self::tables::Tables;
-pub use self::tables::{Capacities, Snapshot};
 use crate::decode::{Kind, Object};
 use crate::model::ObjectName;
 

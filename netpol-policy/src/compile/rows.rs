@@ -11,8 +11,8 @@ use super::answer::{Answer, Grant, PROTOCOLS, Span};
 use super::classes::ClassContent;
 use super::digest::Content;
 use super::ports::{self, PortSet};
+use super::quotas::Counted;
 use super::sets::{DIRECTIONS, RuleName};
-use super::tables::Counted;
 use super::{Compiler, SetEntry};
 
 /// Something does not fit into this map.

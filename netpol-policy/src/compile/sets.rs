@@ -98,8 +98,12 @@ impl SetContent {
                 let Some(rules) = rules else { continue };
                 let clauses = content.clauses[direction as usize].get_or_insert_default();
                 for rule in rules {
-                    content.rules.push(RuleName { policy: name.clone(), direction, index: rule.index });
-                    clauses.extend(rule_clauses(content.rules.len() - 1, rule, direction, pod));
+                    let permitted = rule_clauses(content.rules.len(), rule, direction, pod);
+                    // A rule that permits nothing makes no difference, and must not be part of what an id stands for.
+                    if !permitted.is_empty() {
+                        content.rules.push(RuleName { policy: name.clone(), direction, index: rule.index });
+                        clauses.extend(permitted);
+                    }
                 }
             }
         }
