@@ -51,7 +51,8 @@ fn start(config: Config) -> anyhow::Result<()> {
 
 fn remove(uninstall: &Uninstall) -> anyhow::Result<()> {
     telemetry::init(&uninstall.log)?;
-    dataplane::uninstall(&uninstall.bpf_root)?;
+    let links = netlink::Netlink::open()?.links()?;
+    dataplane::uninstall(&uninstall.bpf_root, links.iter().map(|link| link.index))?;
     match std::fs::remove_dir_all(&uninstall.runtime_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing {}", uninstall.runtime_dir.display()));

@@ -354,6 +354,8 @@ pub mod phase {
     pub const RST: u32 = 1 << 1;
     /// The other side has answered.
     pub const REPLIED: u32 = 1 << 2;
+    /// The first packet seen was from the middle of a connection, soon after its pod was adopted: who began is a guess.
+    pub const GUESSED: u32 = 1 << 3;
 }
 
 /// Names a fragmented datagram at one interface.

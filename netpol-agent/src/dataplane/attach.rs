@@ -247,16 +247,6 @@ fn attach_tcx(pins: &Pins, ifindex: u32, loaded: &Loaded) -> Result<(), AttachEr
     Ok(())
 }
 
-/// Interfaces that may bear our clsact filters: all of them, since a filter has no pin to find it by.
-#[must_use]
-pub fn filtered_interfaces() -> Vec<u32> {
-    let Ok(devices) = std::fs::read_dir("/sys/class/net") else { return Vec::new() };
-    devices
-        .flatten()
-        .filter_map(|device| std::fs::read_to_string(device.path().join("ifindex")).ok()?.trim().parse().ok())
-        .collect()
-}
-
 /// Takes our filters off an interface, if it bears any: they are known by priority, handle and name.
 pub fn detach_filters(ifindex: u32) -> Result<(), AttachError> {
     let Some(name) = interface_name(ifindex) else { return Ok(()) };

@@ -179,9 +179,11 @@ impl Dataplane {
 
 /// Detaches everything and removes every pin. Works without a loadable object: what an agent of another version left goes
 /// the same way.
-pub fn uninstall(bpf_root: &Path) -> Result<(), DataplaneError> {
+///
+/// `interfaces` are all of this node's: a clsact filter has no pin to find it by.
+pub fn uninstall(bpf_root: &Path, interfaces: impl IntoIterator<Item = u32>) -> Result<(), DataplaneError> {
     let pins = Pins::open(bpf_root)?;
-    for ifindex in attach::filtered_interfaces() {
+    for ifindex in interfaces {
         attach::detach_filters(ifindex)?;
     }
     // The kernel detaches a TCX link with its last holder, which is the pin.

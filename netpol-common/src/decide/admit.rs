@@ -3,7 +3,7 @@
 use super::case::LaterFragment;
 use super::subject::pay;
 use super::{Case, Outcome, link, tracking};
-use crate::abi::{Direction, FlowRow, admission, initiator};
+use crate::abi::{Direction, FlowRow, admission, initiator, phase};
 use crate::flow;
 use crate::parse::{Kind, has_ports};
 use crate::tables::{FlowTable, Tables};
@@ -68,6 +68,9 @@ fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
         return Ok(());
     }
     case.row = new_row(case, flow::sender(case.direction), admission);
+    if case.is_in_the_middle() {
+        case.row.phase |= phase::GUESSED;
+    }
     if admission != admission::OWN_NODE {
         pay(tables, case)?;
     }
@@ -92,7 +95,7 @@ fn denied<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         case.rule = case.row.rule;
         return Ok(());
     }
-    if case.now() < case.subject.reverse_until && case.packet.kind != Kind::EchoRequest {
+    if case.is_in_the_middle() {
         return as_a_reply(tables, case);
     }
     Err(reason(case))

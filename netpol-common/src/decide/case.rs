@@ -4,7 +4,7 @@ use super::Hook;
 use super::subject::Subject;
 use crate::abi::{Direction, FlowKey, FlowRow, RULE_NONE, admission};
 use crate::flow;
-use crate::parse::{Address, Kind, Packet};
+use crate::parse::{Address, Kind, Packet, protocol};
 use crate::verdict::{Reason, Verdict};
 
 /// Whether a packet is a fragment without transport header, and what is known of its ports.
@@ -86,7 +86,7 @@ impl Case {
         self.rule = RULE_NONE;
         self.ifindex = hook.ifindex;
         self.direction = hook.direction;
-        self.host_socket = hook.from_host_socket();
+        self.host_socket = hook.sent_by_host_socket();
         self.own_node = false;
         self.fragment = LaterFragment::No;
     }
@@ -105,6 +105,15 @@ impl Case {
     #[inline(always)]
     pub(super) fn name_flow(&mut self) {
         self.key = flow::key(self.ifindex, &self.packet, self.direction);
+    }
+
+    /// Whether the packet may belong to a connection from before its pod was adopted (decision D5). Only protocols whose
+    /// connections show their beginning: of others, the initiator's next packet is as good as its first.
+    #[inline(always)]
+    pub(super) const fn is_in_the_middle(&self) -> bool {
+        self.now() < self.subject.reverse_until
+            && matches!(self.packet.protocol, protocol::TCP | protocol::SCTP)
+            && matches!(self.packet.kind, Kind::Segment | Kind::OpeningAnswer)
     }
 
     /// The pod's address.

@@ -63,7 +63,7 @@ impl Hook {
     /// A socket of this host sent the packet. The socket alone does not prove it: a bridged packet can carry the one of
     /// the pod that sent it (decision D7).
     #[inline(always)]
-    const fn from_host_socket(&self) -> bool {
+    const fn sent_by_host_socket(&self) -> bool {
         matches!(self.direction, Direction::Ingress) && self.ingress_ifindex == 0 && self.has_socket
     }
 }
@@ -131,7 +131,7 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
     let now = flow::seconds(hook.now_ns);
     // Here a host socket passes for the own node, which needs a class look-up to be sure: if that is wrong for this
     // flow, the slow way finds out.
-    if !tracking::belongs(row, packet, hook.direction, hook.from_host_socket())
+    if !tracking::belongs(row, packet, hook.direction, hook.sent_by_host_socket())
         || !flow::is_alive(FlowTable::Confirmed, key.protocol, row, now)
     {
         return None;

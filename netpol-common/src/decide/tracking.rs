@@ -74,9 +74,8 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         case.rule = rule;
         return Ok(());
     }
-    // Who began a flow that was there before the programs is only known where connection tracking told. Else it is a
-    // guess, which the window after adoption lets be corrected.
-    if case.now() < case.subject.reverse_until {
+    // A guess may be corrected for as long as guesses are made.
+    if case.row.phase & phase::GUESSED != 0 && case.now() < case.subject.reverse_until {
         let other = match case.row.initiator {
             initiator::POD => initiator::PEER,
             _ => initiator::POD,

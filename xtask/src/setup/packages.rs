@@ -6,9 +6,11 @@ use anyhow::{Result, bail};
 use crate::process;
 
 /// Programs that the testbed runs, and the package that brings each.
-const PROGRAMS: [(&str, &str); 1] = [
+const PROGRAMS: [(&str, &str); 2] = [
     // The testbed's bridges, veths, addresses and routes.
     ("ip", "iproute2"),
+    // Connection tracking is off in a namespace until a rule asks for it.
+    ("nft", "nftables"),
 ];
 
 /// Packages whose program is not there.
