@@ -113,7 +113,11 @@ impl File {
                 .map(|value| value.map_err(|error| error.to_string()))
                 .collect()
         } else {
-            let parse = |document: String| serde_saphyr::from_str(&document).map_err(|error| error.to_string());
+            // One line an error; and what is not understood may be anything.
+            let options = serde_saphyr::options! { with_snippet: false };
+            let parse = |document: String| {
+                serde_saphyr::from_str_with_options(&document, options.clone()).map_err(|error| error.to_string())
+            };
             split(&text).into_iter().map(parse).collect()
         };
         for (index, document) in parsed.into_iter().enumerate() {

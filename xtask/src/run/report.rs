@@ -1,6 +1,6 @@
 //! What is printed: what was set up, the matrix, changes of it, drop counters, and all of it as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use netpol_testbed::agent::Dropped;
@@ -74,6 +74,13 @@ pub(super) fn changes(before: &[Answered], after: &[Answered]) -> String {
         answered.iter().map(|answered| (answered.cell.clone(), matrix::observed(&answered.observed))).collect()
     };
     let (before, after_by_cell) = (by_cell(before), by_cell(after));
+    let ends = |cells: &BTreeMap<Cell, String>| -> BTreeSet<End> {
+        cells.keys().flat_map(|cell| [cell.from.clone(), cell.to.clone()]).collect()
+    };
+    let (old_ends, new_ends) = (ends(&before), ends(&after_by_cell));
+    let has = |ends: &BTreeSet<&End>, cell: &Cell| ends.contains(&cell.from) || ends.contains(&cell.to);
+    let (gone, new): (BTreeSet<&End>, BTreeSet<&End>) =
+        (old_ends.difference(&new_ends).collect(), new_ends.difference(&old_ends).collect());
     // Families that change alike share a line.
     let mut lines = BTreeMap::<(&End, &End, Port, String), Vec<&str>>::new();
     let mut changed = 0_usize;
@@ -81,17 +88,29 @@ pub(super) fn changes(before: &[Answered], after: &[Answered]) -> String {
         let change = match before.get(cell) {
             Some(was) if was == now => continue,
             Some(was) => format!("{was} -> {now}"),
+            None if has(&new, cell) => continue,
             None => format!("new: {now}"),
         };
         lines.entry((&cell.from, &cell.to, cell.port, change)).or_default().push(family(cell));
         changed += 1;
     }
-    for (cell, was) in before.iter().filter(|(cell, _)| !after_by_cell.contains_key(*cell)) {
-        let change = format!("gone: was {was}");
-        lines.entry((&cell.from, &cell.to, cell.port, change)).or_default().push(family(cell));
-        changed += 1;
+    for (cell, was) in &before {
+        if !after_by_cell.contains_key(cell) && !has(&gone, cell) {
+            lines.entry((&cell.from, &cell.to, cell.port, format!("gone: was {was}"))).or_default().push(family(cell));
+            changed += 1;
+        }
     }
     let mut text = format!("{changed} cells changed\n");
+    // Whoever comes or goes takes a whole row and column along: these are summed up.
+    for end in gone {
+        let _ = writeln!(text, "  {end} is gone");
+    }
+    for end in new {
+        let own: Vec<_> =
+            after.iter().filter(|answered| [&answered.cell.from, &answered.cell.to].contains(&end)).collect();
+        let allowed = own.iter().filter(|answered| answered.observed == Outcome::Allow).count();
+        let _ = writeln!(text, "  {end} is new: {} cells, {allowed} allowed", own.len());
+    }
     for ((from, to, port, change), families) in lines.iter().take(CHANGES) {
         let _ = writeln!(text, "  {from} -> {to} {port} {}: {change}", families.join(", "));
     }
@@ -228,10 +247,10 @@ mod tests {
             answered("a/new", "10.0.0.4", true, Outcome::Allow),
         ];
         let text = changes(&before, &after);
-        assert!(text.starts_with("4 cells changed\n"), "{text}");
+        assert!(text.starts_with("2 cells changed\n"), "{text}");
         assert!(text.contains("production/payment-api-0 -> a/other TCP 9090 IPv4, IPv6: allow -> deny\n"), "{text}");
-        assert!(text.contains("a/new TCP 9090 IPv4: new: allow\n"), "{text}");
-        assert!(text.contains("a/gone TCP 9090 IPv4: gone: was allow\n"), "{text}");
+        assert!(text.contains("a/new is new: 1 cells, 1 allowed\n"), "{text}");
+        assert!(text.contains("a/gone is gone\n"), "{text}");
         assert!(!text.contains("a/same"), "{text}");
     }
 }
