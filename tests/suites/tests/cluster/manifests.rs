@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use netpol_suites::agent_binary;
 use netpol_testbed::control_plane::{Client, ControlPlane, Options, actors};
 use serde_json::{Value, json};
-
-use crate::site::agent_binary;
 
 /// The kustomization that everything else builds on.
 fn base() -> &'static Path {

@@ -8,20 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netpol_policy::model::Protocol;
+use netpol_suites::agent_binary;
+use netpol_testbed::agent::Agent;
 use netpol_testbed::control_plane::{Client, ControlPlane, Options, Relay, actors};
 use netpol_testbed::node::{Node, NodeOptions};
 use netpol_testbed::pod::{Pod, PodSpec};
 use netpol_testbed::probe::{self, Outcome, Probe};
-use netpol_testbed::process::Process;
 use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// Where every pod listens; its name is `http`.
 const PORT: u16 = 8080;
@@ -35,26 +34,21 @@ pub(crate) const NAMESPACE: &str = "shop";
 /// Longer than anything waits for here: watches end within a minute, and machines are busy.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Where the agent serves metrics and health, on the node's loopback.
-const METRICS: &str = "127.0.0.1:9640";
-
 /// The node, what runs on it, and the control plane.
 pub(crate) struct Site {
     // Dropped in this order: the agent before what it talks to, pods and node last.
-    agent: Option<Process>,
+    agent: Option<Agent>,
     relay: Relay,
     pub(crate) control_plane: ControlPlane,
     kubeconfig: PathBuf,
     servers: Servers,
     pods: BTreeMap<String, (Pod, Served)>,
     node: Node,
-    folder: TempDir,
 }
 
 impl Site {
     /// Starts everything; returns when the agent is ready, in a cluster with one namespace and no pods.
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let node = Node::new(NodeOptions { name: "node-1".to_owned(), ..NodeOptions::default() }).unwrap();
         let options = Options { place: node.network().place(), ..Options::default() };
         let control_plane = ControlPlane::start(options).unwrap();
@@ -67,12 +61,9 @@ impl Site {
         let kubeconfig = identity.kubeconfig().to_owned();
         let servers = Servers::start().unwrap();
         let pods = BTreeMap::new();
-        let mut site = Self { agent: None, relay, control_plane, kubeconfig, servers, pods, node, folder };
+        let mut site = Self { agent: None, relay, control_plane, kubeconfig, servers, pods, node };
         site.start_agent();
-        site.wait("the agent is ready", |site| {
-            let (status, _) = site.request("/readyz")?;
-            if status == 200 { Ok(()) } else { bail!("/readyz: {status}") }
-        });
+        site.agent.as_mut().unwrap().wait_ready().unwrap();
         site
     }
 
@@ -88,11 +79,8 @@ impl Site {
 
     /// Starts the agent; it need not be ready when this returns.
     pub(crate) fn start_agent(&mut self) {
-        let mut command = Command::new(agent_binary());
-        command.args(["run", "--node-name", self.node.name(), "--metrics-address", METRICS]);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cni-cache").arg(self.node.cni_cache());
-        let log = self.folder.path().join("agent.log");
-        self.agent = Some(Process::start("netpol-agent", command, &self.node.place(), &log).unwrap());
+        let kubeconfig = self.kubeconfig.to_str().unwrap();
+        self.agent = Some(Agent::start(&self.node, &agent_binary(), &["--kubeconfig", kubeconfig]).unwrap());
     }
 
     /// Ends the agent as an upgrade does; what it has programmed stays.
@@ -212,8 +200,7 @@ impl Site {
 
     /// The value of one series of the agent's metrics, 0 if it is absent.
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let (status, text) = self.request("/metrics").unwrap();
-        assert_eq!(status, 200);
+        let text = self.running().and_then(|agent| agent.get("/metrics")).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
@@ -233,31 +220,19 @@ impl Site {
     }
 
     fn applied(&self) -> Result<Value> {
-        let (status, text) = self.request("/v1/applied")?;
-        if status != 200 {
-            bail!("/v1/applied: {status}");
-        }
+        let text = self.running()?.get("/v1/applied")?;
         serde_json::from_str(&text).context("/v1/applied is not JSON")
     }
 
-    /// Asks the agent for a path; returns the status and the body.
-    fn request(&self, path: &str) -> Result<(u16, String)> {
-        let address: SocketAddr = METRICS.parse()?;
-        let answer = self.node.network().place().run(move || {
-            let mut stream = TcpStream::connect(address).context("cannot connect to the agent")?;
-            stream.set_read_timeout(Some(Duration::from_secs(10))).context("setsockopt(SO_RCVTIMEO)")?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").context("write")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).context("read")?;
-            Ok(answer)
-        })?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the agent's answer is not HTTP")?;
-        let status = head.split(' ').nth(1).context("the agent's answer has no status")?.parse()?;
-        Ok((status, body.to_owned()))
+    fn running(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("the agent does not run")
     }
 
+    /// What the agent has logged lately.
     fn tail(&self) -> String {
-        self.agent.as_ref().map_or_else(|| "(it does not run)".to_owned(), Process::tail)
+        let log = self.running().and_then(Agent::log).unwrap_or_else(|error| error.to_string());
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
     }
 }
 
@@ -278,13 +253,4 @@ impl Connection {
             Err(error) => Outcome::Error(error.to_string()),
         }
     }
-}
-
-/// The agent, as `cargo xtask test` or `cargo build --package netpol-agent` has built it: beside the folder of the test
-/// binaries.
-pub(crate) fn agent_binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let binary = test.ancestors().nth(2).unwrap().join("netpol-agent");
-    assert!(binary.is_file(), "{} is missing: cargo build --package netpol-agent", binary.display());
-    binary
 }
