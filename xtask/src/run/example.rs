@@ -57,7 +57,7 @@ fn all_cells(cluster: &Cluster) -> Vec<Cell> {
 /// Every way to take one line away, with a name for it.
 fn without_a_line(policy: &Policy) -> Vec<(String, Option<Policy>)> {
     let name = &policy.name.name;
-    let mut variants = vec![(format!("{name}"), None)];
+    let mut variants = vec![(name.clone(), None)];
     let mut vary = |what: String, change: &dyn Fn(&mut Policy)| {
         let mut variant = policy.clone();
         change(&mut variant);

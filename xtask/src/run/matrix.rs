@@ -263,7 +263,7 @@ fn groups<'a>(marks: &Marks<'a>) -> Vec<Group<'a>> {
 }
 
 /// Equal things get equal numbers.
-fn numbered<'a, T: Ord>(things: BTreeMap<&'a End, T>) -> BTreeMap<&'a End, usize> {
+fn numbered<T: Ord>(things: BTreeMap<&End, T>) -> BTreeMap<&End, usize> {
     let distinct: BTreeSet<&T> = things.values().collect();
     let numbers: BTreeMap<&T, usize> = distinct.into_iter().zip(0..).collect();
     things.iter().filter_map(|(end, thing)| Some((*end, *numbers.get(thing)?))).collect()
