@@ -82,7 +82,7 @@ impl ControlPlane {
     /// last lines.
     pub fn start(options: Options) -> Result<Self> {
         let installation = Installation::find()?;
-        let folder = tempfile::Builder::new().prefix("netpol-control-plane-").tempdir().context("mkdtemp")?;
+        let folder = own_folder()?;
         let authority = Authority::new(folder.path())?;
         let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"];
         let mut names: Vec<String> = names.map(str::to_owned).to_vec();
@@ -283,6 +283,22 @@ fn start_etcd(
     Ok(process)
 }
 
+/// A new folder, named after this process; those of processes that were killed are removed.
+fn own_folder() -> Result<TempDir> {
+    const PREFIX: &str = "netpol-control-plane-";
+    let parent = std::env::temp_dir();
+    let entries = std::fs::read_dir(&parent).with_context(|| format!("cannot read {}", parent.display()))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            // Another process may be removing it at the same time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir().context("mkdtemp")
+}
+
 /// Waits until `ready` succeeds, for as long as the process runs.
 fn wait<T>(process: &mut Process, mut ready: impl FnMut() -> Result<T>) -> Result<()> {
     let begin = Instant::now();
@@ -324,4 +340,26 @@ fn write_kubeconfig(path: &Path, server: SocketAddr, authority: &Authority, user
         "contexts": [{ "name": "testbed", "context": { "cluster": "testbed", "user": "testbed" } }],
     });
     std::fs::write(path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_processes_that_were_killed_are_removed_and_others_are_not() {
+        // No process has this number: the kernel's limit is 2^22.
+        let left = std::env::temp_dir().join("netpol-control-plane-4194305-x");
+        let others = std::env::temp_dir().join("netpol-control-plane-1-x");
+        for folder in [&left, &others] {
+            std::fs::create_dir_all(folder.join("etcd")).unwrap();
+        }
+        let own = own_folder().unwrap();
+        assert!(!left.exists());
+        assert!(others.exists());
+        std::fs::remove_dir_all(others).unwrap();
+        let path = own.path().to_owned();
+        drop(own);
+        assert!(!path.exists());
+    }
 }
