@@ -5,7 +5,7 @@ mod support;
 use std::net::IpAddr;
 
 use netpol_common::abi::{
-    AddressKey, EndpointOptions, EndpointWord, SET_ALLOW_ALL, SET_FIRST, address_kind, endpoint_flags,
+    AddressKey, EndpointOptions, EndpointWord, SET_ALLOW_ALL, SET_DENY_ALL, SET_FIRST, address_kind, endpoint_flags,
 };
 use netpol_policy::compile::{Capacities, Change, Endpoint, MapOp, Snapshot};
 use netpol_policy::decode::{Kind, Object};
@@ -144,6 +144,25 @@ fn an_adopted_endpoint_whose_addresses_are_not_known_is_not_cut() {
     let _plan = node.program();
     assert_eq!(node.tables.snapshot().options[&1].flags, 0);
     assert!(owns(&node, 1, "10.0.0.1"));
+}
+
+#[test]
+fn an_adopted_endpoint_does_not_go_back_to_letting_everything_pass() {
+    let mut node = start();
+    let server = pod("server", &["10.0.0.1"], "server");
+    let adopted = Change::EndpointUp(Endpoint { adopted: true, ..endpoint(1, &server) });
+    node.apply([upsert(&server), adopted.clone(), allow("ssh", None, Some(vec![port(22)]))]);
+    node.quiesce();
+    assert!(ask(&node, 1, "192.0.2.1", 22) && !ask(&node, 1, "192.0.2.1", 80));
+    node.apply([upsert(&Pod { addresses: Vec::new(), ..server.clone() })]);
+    let _plan = node.program();
+    assert!(ask(&node, 1, "192.0.2.1", 22) && !ask(&node, 1, "192.0.2.1", 80));
+
+    // Nor for a new agent, which does not find the pod any more.
+    let mut again = Node::new(Capacities::default(), node.tables.snapshot().clone());
+    again.apply([adopted]);
+    let _plan = again.program();
+    assert_eq!(word(&again, 1).set(), SET_DENY_ALL);
 }
 
 #[test]

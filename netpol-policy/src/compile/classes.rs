@@ -27,11 +27,13 @@ impl ClassContent {
     }
 
     /// Of an address with several claims. One that carries all atoms of another can only permit more, and is left out.
-    pub(super) fn of_claims(claims: BTreeSet<BTreeSet<Member>>) -> Self {
+    pub(super) fn of_claims(claims: BTreeSet<BTreeSet<Member>>, atoms: &Atoms) -> Self {
         let least = claims
             .iter()
             .filter(|claim| !claims.iter().any(|other| other.len() < claim.len() && other.is_subset(claim)));
-        let alternatives: Vec<Vec<Member>> = least.map(|claim| claim.iter().copied().collect()).collect();
+        let mut alternatives: Vec<Vec<Member>> = least.map(|claim| claim.iter().copied().collect()).collect();
+        // Which rule is named must not depend on the ids of atoms, which live in this process only.
+        alternatives.sort_by_cached_key(|members| canonical(members, atoms));
         if alternatives.is_empty() { Self::empty() } else { Self(alternatives) }
     }
 
@@ -64,18 +66,7 @@ impl ClassContent {
 
     /// What its id stands for.
     pub(super) fn digest(&self, atoms: &Atoms) -> Digest {
-        let mut alternatives: Vec<Vec<(Digest, u16)>> = self
-            .0
-            .iter()
-            .map(|members| {
-                let mut members: Vec<(Digest, u16)> = members
-                    .iter()
-                    .filter_map(|Member { atom, port }| Some((atoms.get(*atom)?.digest, *port)))
-                    .collect();
-                members.sort_unstable();
-                members
-            })
-            .collect();
+        let mut alternatives: Vec<_> = self.0.iter().map(|members| canonical(members, atoms)).collect();
         alternatives.sort_unstable();
         let mut content = Content::new("class");
         let _content = content.length(alternatives.len());
@@ -87,6 +78,14 @@ impl ClassContent {
         }
         content.digest()
     }
+}
+
+/// Members as every process writes them.
+fn canonical(members: &[Member], atoms: &Atoms) -> Vec<(Digest, u16)> {
+    let digest = |member: &Member| Some((atoms.get(member.atom)?.digest, member.port));
+    let mut members: Vec<_> = members.iter().filter_map(digest).collect();
+    members.sort_unstable();
+    members
 }
 
 /// A class in use.

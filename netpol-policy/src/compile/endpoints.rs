@@ -76,16 +76,18 @@ impl Compiler {
         let Some(entry) = self.index.endpoints.get(&endpoint) else {
             return Desired::without_policy(SET_PENDING, 0);
         };
+        // An adopted endpoint was there before us: nothing is denied until its pod's policy is ready, for which its
+        // addresses must be known. Once it was, there is no way back, also not for the next agent.
         let adopted = entry.endpoint.adopted;
+        let adopting = adopted && !self.was_ready(endpoint);
         let addresses = Index::endpoint_addresses(entry);
-        // An adopted endpoint was there before us. As long as its addresses are not known, checking them would cut it.
-        let unaddressed = |phase: Phase| adopted && phase == Phase::Live && addresses.is_empty();
+        let unaddressed = |phase: Phase| adopting && phase == Phase::Live && addresses.is_empty();
         let pod = entry.pod.as_ref().filter(|pod| !pod.host_network && !unaddressed(pod.phase));
         let Some(pod) = pod else {
-            return if adopted {
-                Desired::without_policy(SET_ALLOW_ALL, endpoint_flags::NO_ADDRESS_CHECK)
-            } else {
-                Desired::without_policy(SET_PENDING, 0)
+            return match (adopted, adopting) {
+                (_, true) => Desired::without_policy(SET_ALLOW_ALL, endpoint_flags::NO_ADDRESS_CHECK),
+                (true, false) => Desired::without_policy(SET_DENY_ALL, 0),
+                (false, false) => Desired::without_policy(SET_PENDING, 0),
             };
         };
         let content = SetContent::new(pod, entry.policies.iter().filter_map(|name| self.index.policies.get(name)));
@@ -99,6 +101,14 @@ impl Compiler {
         };
         let flags = if pod.address_check_off { endpoint_flags::NO_ADDRESS_CHECK } else { 0 };
         Desired { addresses, flags, ready: true, isolated, set, namespace: pod.name.namespace.clone() }
+    }
+
+    /// Whether an endpoint had its pod's policy already, perhaps from an earlier agent.
+    pub(super) fn was_ready(&self, endpoint: u32) -> bool {
+        let word = self.tables.words.get(&endpoint).unwrap_or(EndpointWord(0));
+        let flags = self.tables.options.get(&endpoint).unwrap_or_default().flags;
+        self.planned.get(&endpoint).is_some_and(|planned| planned.ready)
+            || (word.0 != 0 && (word.set() != SET_ALLOW_ALL || flags & endpoint_flags::NO_ADDRESS_CHECK == 0))
     }
 
     fn plan_endpoint(&mut self, endpoint: u32, desired: Desired, wanted: &mut BTreeMap<Digest, Wanted>) {

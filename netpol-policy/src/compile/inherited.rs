@@ -90,7 +90,10 @@ impl Compiler {
         let mut unknown: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for (endpoint, word) in self.tables.words.rows() {
             let set = word.set();
-            let known = self.ids.digest(id_kind::SET, set).is_some_and(|digest| wanted.contains(&digest));
+            let known = self
+                .ids
+                .digest(id_kind::SET, set)
+                .is_some_and(|digest| wanted.contains(&digest) && self.ids.find(id_kind::SET, &digest) == Some(set));
             if set >= SET_FIRST && !known && self.index.endpoints.contains_key(endpoint) {
                 let _new = unknown.entry(set).or_default().insert(*endpoint);
             }

@@ -365,6 +365,10 @@ impl Compiler {
         let objects = objects.chain(pods.values().map(|entry| Object::Pod(entry.pod.clone())));
         objects.map(Change::Upsert).for_each(|change| full.apply(change));
         full.apply(Change::NodeAddresses(local.clone()));
+        // Readiness is the one thing that depends on what was before.
+        for number in endpoints.keys() {
+            full.planned.entry(*number).or_default().ready = self.was_ready(*number);
+        }
         full
     }
 

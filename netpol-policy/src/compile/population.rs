@@ -248,7 +248,7 @@ impl Compiler {
             }
             Some(members)
         });
-        let content = ClassContent::of_claims(alternatives.collect());
+        let content = ClassContent::of_claims(alternatives.collect(), &self.atoms);
         let namespace = claims.pods.first().map(|name| name.namespace.clone()).unwrap_or_default();
         Some(Carried { kind: address_kind::POD, content, namespace })
     }
