@@ -15,3 +15,6 @@ pub fn agent_binary() -> PathBuf {
         missing => panic!("{missing:?} is missing: cargo build --package netpol-agent"),
     }
 }
+
+pub mod frames;
+pub mod programs;

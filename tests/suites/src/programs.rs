@@ -1,0 +1,264 @@
+//! The real object in the kernel, fed with frames through `BPF_PROG_TEST_RUN`: no interface, no traffic.
+//!
+//! A test run sees the loopback device as its interface ([`IFINDEX`]) and always has a socket, so decision D7 is told
+//! apart by the ingress device alone here.
+
+use std::borrow::BorrowMut;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun as _};
+use aya::{Ebpf, EbpfLoader, TestRunOptions};
+use ipnet::IpNet;
+use netpol_agent::dataplane::object::OBJECT;
+use netpol_common::abi::{
+    AddressKey, ClassRow, Counter, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow, InterfaceRow,
+    PortKeyData, PortRow, REASONS, RuleKey, RuleRow, Settings, counter_index, names, programs,
+};
+use netpol_common::verdict::Reason;
+use netpol_policy::compile::MapOp;
+
+/// Index of the loopback device, which is what a test run's packets belong to.
+pub const IFINDEX: u32 = 1;
+/// The program that does nothing.
+pub const EMPTY: &str = "empty";
+/// What a program says to let a packet on: the next program of the chain decides.
+pub const NEXT: i32 = -1;
+/// What a program says to drop it.
+pub const SHOT: i32 = 2;
+
+/// What loading a program cost.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Its name.
+    pub name: &'static str,
+    /// Instructions that the verifier followed; kernels before 5.16 do not say.
+    pub verified_instructions: Option<u32>,
+    /// Bytes of translated instructions.
+    pub translated_bytes: Option<u32>,
+    /// Wall-clock time of the load, verification and compilation included.
+    pub time: Duration,
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+    /// What loading cost, by program.
+    pub loaded: Vec<Loaded>,
+}
+
+/// The program of a direction.
+#[must_use]
+pub const fn program(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => programs::POD_INGRESS,
+        Direction::Egress => programs::POD_EGRESS,
+    }
+}
+
+impl Programs {
+    /// Loads all programs over maps of their own; `rows` is the size of each policy map.
+    pub fn load(rows: u32) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for name in [names::CLASS4, names::CLASS6, names::CIDR4, names::CIDR6, names::RULES, names::PORTS] {
+            let _ = loader.map_max_entries(name, rows);
+        }
+        let mut ebpf = loader.load(OBJECT).context("loading the object")?;
+        let mut loaded = Vec::new();
+        for name in [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS] {
+            let program = classifier(&mut ebpf, name)?;
+            let start = Instant::now();
+            program.load().with_context(|| format!("loading program {name}"))?;
+            let time = start.elapsed();
+            let info = program.info()?;
+            loaded.push(Loaded {
+                name,
+                verified_instructions: info.verified_instruction_count(),
+                translated_bytes: info.size_translated(),
+                time,
+            });
+        }
+        Ok(Self { ebpf, loaded })
+    }
+
+    /// Prints what loading cost.
+    pub fn print_loaded(&self) {
+        for Loaded { name, verified_instructions, translated_bytes, time } in &self.loaded {
+            println!(
+                "{name}: {} instructions verified, {} translated, loaded in {:.1} ms",
+                verified_instructions.unwrap_or_default(),
+                translated_bytes.unwrap_or_default() / 8,
+                time.as_secs_f64() * 1e3
+            );
+        }
+    }
+
+    /// Runs a program on a frame `repeat` times; returns what it said last and the mean time of one run.
+    pub fn run(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<(i32, Duration)> {
+        // The kernel takes a prefix of `struct __sk_buff`, up to `ifindex`.
+        let mut context = [0; 44];
+        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        let result = classifier(&mut self.ebpf, name)?.test_run(options).with_context(|| format!("running {name}"))?;
+        Ok((result.return_value as i32, result.duration))
+    }
+
+    /// Judges a frame in a direction: whether it passes, and the reason by which it was counted for an endpoint.
+    pub fn judge(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, endpoint: u32) -> Result<Reason> {
+        let before = self.counters(endpoint, direction)?;
+        let (action, _) = self.run(program(direction), frame, ingress_ifindex, 1)?;
+        let after = self.counters(endpoint, direction)?;
+        let mut counted = Reason::ALL.into_iter().zip(before.iter().zip(&after)).filter(|(_, (old, new))| old != new);
+        let (reason, (old, new)) = counted.next().context("nothing was counted for the endpoint")?;
+        anyhow::ensure!(counted.next().is_none(), "counted under two reasons");
+        anyhow::ensure!(new.packets == old.packets + 1, "counted {} packets", new.packets - old.packets);
+        anyhow::ensure!(new.bytes == old.bytes + frame.len() as u64, "counted {} bytes", new.bytes - old.bytes);
+        let expected = if reason == Reason::Passed { NEXT } else { SHOT };
+        anyhow::ensure!(action == expected, "said {action} and counted {}", reason.name());
+        Ok(reason)
+    }
+
+    fn counters(&self, endpoint: u32, direction: Direction) -> Result<Vec<Counter>> {
+        let map = self.ebpf.map(names::COUNTERS).context("no counters")?;
+        let counters = PerCpuArray::<_, Counter>::try_from(map)?;
+        let sum =
+            |sum: Counter, add: &Counter| Counter { packets: sum.packets + add.packets, bytes: sum.bytes + add.bytes };
+        (0..REASONS)
+            .map(|reason| {
+                let values = counters.get(&counter_index(endpoint, direction, reason), 0)?;
+                Ok(values.iter().fold(Counter::default(), sum))
+            })
+            .collect()
+    }
+
+    /// Puts an endpoint behind the interface of the test runs.
+    pub fn set_interface(&mut self, row: InterfaceRow) -> Result<()> {
+        self.put(names::INTERFACES, IFINDEX, row)
+    }
+
+    /// Leaves the interface of the test runs without endpoint.
+    pub fn remove_interface(&mut self) -> Result<()> {
+        self.remove::<u32, InterfaceRow>(names::INTERFACES, IFINDEX)
+    }
+
+    /// Tells the programs their settings.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
+        self.set(names::SETTINGS, 0, settings)
+    }
+
+    /// Writes a flow.
+    pub fn put_flow(&mut self, table: &'static str, key: FlowKey, row: FlowRow) -> Result<()> {
+        self.put(table, key, row)
+    }
+
+    /// All flows of a table, without the second they were last seen.
+    pub fn flows(&self, table: &'static str) -> Result<Vec<(FlowKey, FlowRow)>> {
+        let map = HashMap::<_, FlowKey, FlowRow>::try_from(self.ebpf.map(table).context(table)?)?;
+        let mut flows = Vec::new();
+        for entry in map.iter() {
+            let (key, row) = entry?;
+            flows.push((key, FlowRow { last_seen: 0, ..row }));
+        }
+        flows.sort_unstable_by_key(|(key, _)| *key);
+        Ok(flows)
+    }
+
+    /// Forgets all flows and tokens.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        for table in [names::EMBRYONIC, names::CONFIRMED, names::TOMBSTONES] {
+            for (key, _) in self.flows(table)? {
+                self.remove::<FlowKey, FlowRow>(table, key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out what the compiler planned. What only a later agent reads is left out.
+    pub fn apply(&mut self, op: &MapOp) -> Result<()> {
+        match *op {
+            MapOp::PutDigest(..) | MapOp::RemoveDigest(_) | MapOp::SetEpoch(_) => Ok(()),
+            MapOp::PutPort { prefix_len, key, row } => self.put_prefix(names::PORTS, prefix_len, key, row),
+            MapOp::RemovePort { prefix_len, key } => {
+                self.remove_prefix::<PortKeyData, PortRow>(names::PORTS, prefix_len, key)
+            }
+            MapOp::PutRule(key, row) => self.put(names::RULES, key, row),
+            MapOp::RemoveRule(key) => self.remove::<RuleKey, RuleRow>(names::RULES, key),
+            MapOp::PutClass(IpAddr::V4(address), row) => self.put(names::CLASS4, address.octets(), row),
+            MapOp::PutClass(IpAddr::V6(address), row) => self.put(names::CLASS6, address.octets(), row),
+            MapOp::RemoveClass(IpAddr::V4(address)) => self.remove::<_, ClassRow>(names::CLASS4, address.octets()),
+            MapOp::RemoveClass(IpAddr::V6(address)) => self.remove::<_, ClassRow>(names::CLASS6, address.octets()),
+            MapOp::PutCidr(IpNet::V4(prefix), class) => {
+                self.put_prefix(names::CIDR4, prefix.prefix_len().into(), prefix.network().octets(), class)
+            }
+            MapOp::PutCidr(IpNet::V6(prefix), class) => {
+                self.put_prefix(names::CIDR6, prefix.prefix_len().into(), prefix.network().octets(), class)
+            }
+            MapOp::RemoveCidr(IpNet::V4(prefix)) => {
+                self.remove_prefix::<_, u32>(names::CIDR4, prefix.prefix_len().into(), prefix.network().octets())
+            }
+            MapOp::RemoveCidr(IpNet::V6(prefix)) => {
+                self.remove_prefix::<_, u32>(names::CIDR6, prefix.prefix_len().into(), prefix.network().octets())
+            }
+            MapOp::SetWord { endpoint, word } => self.set::<EndpointWord>(names::ENDPOINT_WORDS, endpoint, word),
+            MapOp::PutAddress(key) => self.put(names::ADDRESSES, key, 1_u32),
+            MapOp::RemoveAddress(key) => self.remove::<AddressKey, u32>(names::ADDRESSES, key),
+            MapOp::SetOptions { endpoint, options } => self.set::<EndpointOptions>(names::OPTIONS, endpoint, options),
+        }
+    }
+
+    fn map(&mut self, name: &'static str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    fn set<V: aya::Pod>(&mut self, name: &'static str, index: u32, value: V) -> Result<()> {
+        let mut map = Array::<_, V>::try_from(self.map(name)?)?;
+        map.set(index, value, 0).with_context(|| format!("writing {name}"))
+    }
+
+    fn put<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str, key: K, value: V) -> Result<()> {
+        let mut map = HashMap::<_, K, V>::try_from(self.map(name)?)?;
+        map.insert(key, value, 0).with_context(|| format!("writing {name}"))
+    }
+
+    fn remove<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str, key: K) -> Result<()> {
+        let mut map = HashMap::<_, K, V>::try_from(self.map(name)?)?;
+        absent_is_fine(map.remove(&key)).with_context(|| format!("removing from {name}"))
+    }
+
+    fn put_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str, length: u32, key: K, row: V) -> Result<()> {
+        let map = LpmTrie::<_, K, V>::try_from(self.map(name)?)?;
+        insert_prefix(map, length, key, row).with_context(|| format!("writing {name}"))
+    }
+
+    fn remove_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str, length: u32, key: K) -> Result<()> {
+        let mut map = LpmTrie::<_, K, V>::try_from(self.map(name)?)?;
+        absent_is_fine(map.remove(&Key::new(length, key))).with_context(|| format!("removing from {name}"))
+    }
+}
+
+fn insert_prefix<T: BorrowMut<MapData>, K: aya::Pod, V: aya::Pod>(
+    mut map: LpmTrie<T, K, V>,
+    length: u32,
+    key: K,
+    row: V,
+) -> Result<(), MapError> {
+    map.insert(&Key::new(length, key), row, 0)
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
+}

@@ -1,0 +1,178 @@
+//! One pod behind the test runs' interface: in the kernel's maps and in memory at once.
+
+use std::net::IpAddr;
+
+use netpol_common::abi::{
+    AddressKey, ClassRow, Direction, EndpointOptions, EndpointWord, FlowRow, InterfaceRow, PortKeyData, PortRow,
+    RULE_NONE, RuleKey, RuleRow, Settings, address_kind, interface_flags, names, rule_action,
+};
+use netpol_common::decide::{Hook, judge};
+use netpol_common::tables::FlowTable;
+use netpol_common::verdict::Reason;
+use netpol_policy::compile::MapOp;
+use netpol_policy::compile::memory::MemoryTables;
+use netpol_suites::programs::{IFINDEX, Programs};
+
+pub(crate) const ENDPOINT: u32 = 3;
+pub(crate) const SET: u32 = 20;
+pub(crate) const POD: [u8; 4] = [10, 244, 0, 5];
+pub(crate) const PEER: [u8; 4] = [10, 244, 1, 6];
+pub(crate) const STRANGER: [u8; 4] = [192, 0, 2, 66];
+pub(crate) const NODE: [u8; 4] = [10, 244, 0, 1];
+pub(crate) const POD6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+pub(crate) const PEER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6];
+pub(crate) const PEER_CLASS: u32 = 5;
+/// The device that a pod's own packets come in by.
+pub(crate) const IFINDEX_OF_POD: u32 = IFINDEX;
+/// A device that packets come in by.
+pub(crate) const UPLINK: u32 = 2;
+
+/// The two sides that must agree.
+pub(crate) struct Both {
+    pub(crate) kernel: Programs,
+    pub(crate) memory: MemoryTables,
+    pub(crate) endpoint: u32,
+    pub(crate) packets: u64,
+}
+
+/// Nanoseconds of the boot clock, which is the programs' clock.
+fn boot_clock() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes the struct it is given.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    assert_eq!(status, 0, "clock_gettime");
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl Both {
+    /// Nothing but settings: the interface is pending.
+    pub(crate) fn pending() -> Self {
+        let mut kernel = Programs::load(4096).unwrap();
+        let settings =
+            Settings { overlay_ports: [8472_u16.to_be_bytes(), [0; 2], [0; 2], [0; 2]], ..Settings::default() };
+        kernel.set_settings(settings).unwrap();
+        let mut memory = MemoryTables::new();
+        memory.settings = Some(settings);
+        let mut both = Self { kernel, memory, endpoint: 0, packets: 0 };
+        // An array of the kernel has every element; the memory only what was written.
+        both.apply(MapOp::SetWord { endpoint: 0, word: EndpointWord(0) });
+        both
+    }
+
+    /// A pod whose set has no rows yet: isolated both ways.
+    pub(crate) fn isolated() -> Self {
+        let mut both = Self::pending();
+        both.bring_up(ENDPOINT);
+        both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET, 9) });
+        both.apply(MapOp::SetOptions { endpoint: ENDPOINT, options: EndpointOptions::default() });
+        for address in [IpAddr::from(POD), IpAddr::from(POD6)] {
+            both.apply(MapOp::PutAddress(AddressKey { endpoint: ENDPOINT, address: bytes(address) }));
+        }
+        for (address, kind, class) in [
+            (IpAddr::from(PEER), address_kind::POD, PEER_CLASS),
+            (IpAddr::from(PEER6), address_kind::POD, PEER_CLASS),
+            (IpAddr::from(NODE), address_kind::THIS_NODE, 0),
+        ] {
+            both.apply(MapOp::PutClass(address, ClassRow { kind, class }));
+        }
+        both
+    }
+
+    pub(crate) fn bring_up(&mut self, endpoint: u32) {
+        let row = InterfaceRow { endpoint, flags: interface_flags::POD_VETH };
+        self.kernel.set_interface(row).unwrap();
+        let _old = self.memory.interfaces.insert(IFINDEX, row);
+        self.endpoint = endpoint;
+    }
+
+    pub(crate) fn apply(&mut self, op: MapOp) {
+        self.kernel.apply(&op).unwrap();
+        self.memory.apply(&op);
+    }
+
+    /// Allows a class and protocol; no ports are all ports.
+    pub(crate) fn allow(&mut self, direction: Direction, class: u32, protocol: u8, rule: u32, ports: &[u16]) {
+        let key = RuleKey { set: SET, class, direction: direction as u8, protocol, pad: 0 };
+        let row = if ports.is_empty() {
+            RuleRow { action: rule_action::ALLOW, port_set: 0, rule }
+        } else {
+            RuleRow { action: rule_action::PORTS, port_set: rule, rule: RULE_NONE }
+        };
+        for port in ports {
+            let key = PortKeyData { port_set: rule.to_be_bytes(), port: port.to_be_bytes(), pad: [0; 2] };
+            self.apply(MapOp::PutPort { prefix_len: 48, key, row: PortRow { action: rule_action::ALLOW, rule } });
+        }
+        self.apply(MapOp::PutRule(key, row));
+    }
+
+    pub(crate) fn settings(&mut self, settings: Settings) {
+        self.kernel.set_settings(settings).unwrap();
+        self.memory.settings = Some(settings);
+    }
+
+    /// Judges a frame on both sides, and insists on one answer.
+    pub(crate) fn judge(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> Reason {
+        let kernel = self.kernel.judge(direction, frame, ingress_ifindex, self.endpoint).unwrap();
+        let hook = Hook {
+            direction,
+            ifindex: IFINDEX,
+            ingress_ifindex,
+            has_socket: true,
+            link_header: true,
+            vlan: false,
+            now_ns: boot_clock(),
+            segments: 0,
+        };
+        let memory = judge(&self.memory, frame, &hook).reason;
+        assert_eq!(
+            kernel, memory,
+            "kernel and verdict function differ: {direction:?} from {ingress_ifindex}: {frame:02x?}"
+        );
+        self.packets += 1;
+        kernel
+    }
+
+    pub(crate) fn send(&mut self, frame: &[u8]) -> Reason {
+        self.judge(Direction::Egress, frame, IFINDEX_OF_POD)
+    }
+
+    pub(crate) fn receive(&mut self, frame: &[u8]) -> Reason {
+        self.judge(Direction::Ingress, frame, UPLINK)
+    }
+
+    pub(crate) fn receive_from_node(&mut self, frame: &[u8]) -> Reason {
+        self.judge(Direction::Ingress, frame, 0)
+    }
+
+    /// Insists that both sides remember the same flows.
+    pub(crate) fn compare_flows(&self) {
+        for (name, table) in [
+            (names::EMBRYONIC, FlowTable::Embryonic),
+            (names::CONFIRMED, FlowTable::Confirmed),
+            (names::TOMBSTONES, FlowTable::Tombstones),
+        ] {
+            let memory = self.memory.flows(table).into_iter();
+            let memory: Vec<_> = memory.map(|(key, row)| (key, FlowRow { last_seen: 0, ..row })).collect();
+            assert_eq!(self.kernel.flows(name).unwrap(), memory, "{name}");
+        }
+    }
+}
+
+/// The sixteen bytes of an address, IPv4 in mapped form.
+pub(crate) fn bytes(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+impl Both {
+    /// Forgets all flows on both sides.
+    pub(crate) fn forget_flows(&mut self) {
+        self.kernel.forget_flows().unwrap();
+        let mut memory = MemoryTables::of_snapshot(self.memory.snapshot().clone());
+        memory.settings = self.memory.settings;
+        memory.interfaces = self.memory.interfaces.clone();
+        self.memory = memory;
+    }
+}

@@ -1,0 +1,125 @@
+use netpol_common::abi::{
+    CLASS_ANY, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, SET_DENY_ALL, Settings, setting_flags,
+};
+use netpol_common::verdict::Reason;
+use netpol_policy::compile::MapOp;
+use netpol_suites::frames::{ACK, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
+
+use super::both::{Both, ENDPOINT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
+
+fn to_pod(flags: u8) -> Vec<u8> {
+    ipv4(PEER, POD, 6, 0, &[], &tcp(4000, 80, flags, &[]))
+}
+
+fn from_pod(flags: u8) -> Vec<u8> {
+    ipv4(POD, PEER, 6, 0, &[], &tcp(80, 4000, flags, &[]))
+}
+
+#[test]
+fn both_programs_load_and_say_what_that_costs() {
+    let both = Both::pending();
+    both.kernel.print_loaded();
+    assert_eq!(both.kernel.loaded.len(), 3);
+}
+
+#[test]
+fn a_connection_passes_both_ways_and_its_reverse_does_not() {
+    let mut both = Both::isolated();
+    both.allow(Direction::Ingress, PEER_CLASS, 6, 4, &[80]);
+    assert_eq!(both.send(&from_pod(ACK)), Reason::NoRule);
+    assert_eq!(both.receive(&to_pod(SYN)), Reason::Passed);
+    assert_eq!(both.send(&from_pod(SYN | ACK)), Reason::Passed);
+    assert_eq!(both.receive(&to_pod(ACK)), Reason::Passed);
+    assert_eq!(both.send(&from_pod(ACK)), Reason::Passed);
+    assert_eq!(both.send(&from_pod(SYN)), Reason::NoRule);
+    let v6 = |port| ipv6(PEER6, POD6, 6, 64, &tcp(4000, port, SYN, &[]));
+    assert_eq!(both.receive(&v6(80)), Reason::Passed);
+    assert_eq!(both.receive(&v6(81)), Reason::NoRule);
+    both.compare_flows();
+}
+
+#[test]
+fn revocation_cuts_keeps_and_restores() {
+    let mut both = Both::isolated();
+    both.allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
+    for frame in [to_pod(SYN), to_pod(ACK)] {
+        assert_eq!(both.receive(&frame), Reason::Passed);
+    }
+    assert_eq!(both.send(&from_pod(SYN | ACK)), Reason::Passed);
+    both.settings(Settings { flags: setting_flags::KEEP_ESTABLISHED, ..Settings::default() });
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_DENY_ALL, 10) });
+    assert_eq!(both.send(&from_pod(ACK)), Reason::Passed);
+    both.settings(Settings::default());
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_DENY_ALL, 11) });
+    assert_eq!(both.send(&from_pod(ACK)), Reason::Revoked);
+    assert_eq!(both.receive(&to_pod(ACK)), Reason::Revoked);
+    both.compare_flows();
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET, 12) });
+    assert_eq!(both.send(&from_pod(ACK)), Reason::Passed);
+    both.compare_flows();
+}
+
+#[test]
+fn the_own_node_gets_in_and_forwarded_packets_of_its_address_do_not() {
+    let mut both = Both::isolated();
+    let probe = ipv4(NODE, POD, 6, 0, &[], &tcp(4000, 80, SYN, &[]));
+    assert_eq!(both.receive(&probe), Reason::NoRule);
+    assert_eq!(both.receive_from_node(&probe), Reason::Passed);
+    assert_eq!(both.send(&ipv4(POD, NODE, 6, 0, &[], &tcp(80, 4000, SYN | ACK, &[]))), Reason::Passed);
+    let other = ipv4(STRANGER, POD, 6, 0, &[], &tcp(4000, 80, SYN, &[]));
+    assert_eq!(both.receive_from_node(&other), Reason::NoRule);
+    both.compare_flows();
+}
+
+#[test]
+fn a_pending_interface_passes_arp_and_its_node_only() {
+    let mut both = Both::pending();
+    both.apply(MapOp::PutClass(
+        NODE.into(),
+        netpol_common::abi::ClassRow { kind: netpol_common::abi::address_kind::THIS_NODE, class: 0 },
+    ));
+    let probe = ipv4(NODE, POD, 6, 0, &[], &tcp(4000, 80, SYN, &[]));
+    let answer = ipv4(POD, NODE, 6, 0, &[], &tcp(80, 4000, SYN | ACK, &[]));
+    assert_eq!(both.send(&arp(POD, NODE)), Reason::Passed);
+    assert_eq!(both.receive(&probe), Reason::Pending);
+    assert_eq!(both.send(&answer), Reason::Pending);
+    assert_eq!(both.receive_from_node(&probe), Reason::Passed);
+    assert_eq!(both.send(&answer), Reason::Passed);
+    assert_eq!(both.send(&to_pod(SYN)), Reason::Pending);
+    both.compare_flows();
+    both.settings(Settings { flags: setting_flags::PENDING_ALLOW, ..Settings::default() });
+    assert_eq!(both.receive(&to_pod(SYN)), Reason::Passed);
+    both.compare_flows();
+}
+
+#[test]
+fn a_pod_that_nothing_isolates_is_tracked_and_rate_limited() {
+    let mut both = Both::isolated();
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_ALLOW_ALL, 10) });
+    let hour = 3_600_000_000_000;
+    both.settings(Settings { bucket_cost: hour, bucket_burst: 2 * hour, ..Settings::default() });
+    let datagram = |port| ipv4(POD, PEER, 17, 0, &[], &udp(port, 53, b"?"));
+    assert_eq!(both.send(&datagram(1)), Reason::Passed);
+    assert_eq!(both.send(&datagram(2)), Reason::Passed);
+    assert_eq!(both.send(&datagram(3)), Reason::FlowRate);
+    both.compare_flows();
+}
+
+#[test]
+fn icmp_follows_rules_without_ports_and_errors_follow_their_flow() {
+    let mut both = Both::isolated();
+    both.allow(Direction::Egress, PEER_CLASS, 17, 4, &[53]);
+    let request = |source, destination| ipv4(source, destination, 1, 0, &[], &icmp(8, 7, b"ping"));
+    assert_eq!(both.send(&request(POD, PEER)), Reason::NoRule);
+    let query = ipv4(POD, PEER, 17, 0, &[], &udp(4000, 53, b"?"));
+    assert_eq!(both.send(&query), Reason::Passed);
+    let error = |quoted: &[u8]| ipv4(STRANGER, POD, 1, 0, &[], &icmp(3, 0, &quoted[14..14 + 28]));
+    assert_eq!(both.receive(&error(&query)), Reason::Passed);
+    let other = ipv4(POD, PEER, 17, 0, &[], &udp(4001, 53, b"?"));
+    assert_eq!(both.receive(&error(&other)), Reason::NoFlow);
+    both.allow(Direction::Ingress, CLASS_ANY, PROTOCOL_ANY, 5, &[]);
+    assert_eq!(both.receive(&request(STRANGER, POD)), Reason::Passed);
+    assert_eq!(both.send(&request(POD, STRANGER)), Reason::NoRule);
+    assert_eq!(both.send(&ipv4(POD, STRANGER, 1, 0, &[], &icmp(0, 7, b"ping"))), Reason::Passed);
+    both.compare_flows();
+}
