@@ -77,14 +77,21 @@ pub const fn key(ifindex: u32, packet: &Packet, direction: Direction) -> FlowKey
         Direction::Egress => (packet.source_port, packet.destination_port),
         Direction::Ingress => (packet.destination_port, packet.source_port),
     };
-    FlowKey {
-        ifindex,
-        local_port,
-        peer_port,
-        peer: peer(packet, direction).bytes(),
-        protocol: packet.protocol,
-        pad: [0; 3],
-    }
+    key_of(ifindex, local_port, peer_port, peer(packet, direction), packet.protocol)
+}
+
+/// A flow's name, put together of words: field by field, the BPF target would store it byte by byte, and the kernel's
+/// hash, which reads words, would wait for every one of them.
+#[must_use]
+#[inline(always)]
+pub const fn key_of(ifindex: u32, local_port: [u8; 2], peer_port: [u8; 2], peer: Address, protocol: u8) -> FlowKey {
+    let [l0, l1] = local_port;
+    let [p0, p1] = peer_port;
+    let [a, b, c, d] = peer.words();
+    let ports = u32::from_ne_bytes([l0, l1, p0, p1]);
+    let words = [ifindex, ports, a, b, c, d, u32::from_ne_bytes([protocol, 0, 0, 0])];
+    // SAFETY: a key is `repr(C)` of integers and bytes without padding, 28 bytes as asserted in `abi`, in this order.
+    unsafe { core::mem::transmute::<[u32; 7], FlowKey>(words) }
 }
 
 /// How long an entry lasts without packets, in seconds. A tombstone lasts as long as the flow would have.
@@ -171,6 +178,20 @@ mod tests {
         let received = key(7, &packet(&back), Direction::Ingress);
         assert_eq!(sent, received);
         assert_eq!(sent.local_port, 4000_u16.to_be_bytes());
+    }
+
+    #[test]
+    fn a_key_of_words_has_its_fields_in_place() {
+        let packet = packet(&frames::tcp([10, 0, 0, 1], [10, 0, 0, 2], 4000, 80, tcp_flags::SYN));
+        let expected = FlowKey {
+            ifindex: 7,
+            local_port: 4000_u16.to_be_bytes(),
+            peer_port: 80_u16.to_be_bytes(),
+            peer: crate::abi::mapped([10, 0, 0, 2]),
+            protocol: protocol::TCP,
+            pad: [0; 3],
+        };
+        assert_eq!(key(7, &packet, Direction::Egress), expected);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 #![no_main]
 #![deny(unused_must_use, unused_results)]
 
+#[cfg(feature = "datapath-log")]
+mod log;
 mod maps;
 mod packet;
 
@@ -43,12 +45,15 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     // The element always exists; the verifier wants to see it checked.
     let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT as i32 };
     let frame = SkbFrame::new(skb);
-    if judge_in(&BpfTables, &frame, &hook(skb, direction), scratch).passes() {
+    let verdict = judge_in(&BpfTables, &frame, &hook(skb, direction), scratch);
+    if verdict.passes() {
         // The same number as TCX_NEXT: the next program of the chain decides.
-        TC_ACT_UNSPEC
-    } else {
-        TC_ACT_SHOT as i32
+        return TC_ACT_UNSPEC;
     }
+    #[cfg(feature = "datapath-log")]
+    // SAFETY: `skb` is the program's context.
+    log::dropped(&verdict, unsafe { (*skb).ifindex }, scratch);
+    TC_ACT_SHOT as i32
 }
 
 #[inline(always)]

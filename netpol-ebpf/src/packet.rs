@@ -56,6 +56,7 @@ impl Frame for SkbFrame {
         }
     }
 
+    /// By direct packet access. `N` is 1 or even.
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let (start, end) = self.linear();
@@ -63,7 +64,20 @@ impl Frame for SkbFrame {
         if first + N > end {
             return None;
         }
-        // SAFETY: the bytes lie before the end of the linear part, as the verifier checks again.
-        Some(unsafe { (first as *const [u8; N]).read() })
+        let mut bytes = [0; N];
+        if N == 1 || offset % 2 == 1 {
+            for (position, byte) in bytes.iter_mut().enumerate() {
+                // SAFETY: before the end of the linear part, as the verifier checks again.
+                *byte = unsafe { ((first + position) as *const u8).read() };
+            }
+            return Some(bytes);
+        }
+        // By half-words: the target has no unaligned loads and would go byte by byte. Every even offset is a multiple of
+        // two in memory, because a driver places the frame so that its headers are aligned.
+        for (position, pair) in bytes.chunks_exact_mut(2).enumerate() {
+            // SAFETY: as above.
+            pair.copy_from_slice(&unsafe { ((first + 2 * position) as *const u16).read() }.to_ne_bytes());
+        }
+        Some(bytes)
     }
 }

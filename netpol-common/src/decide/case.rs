@@ -68,6 +68,14 @@ impl Scratch {
             fragment: LaterFragment::No,
         })
     }
+
+    /// The packet that was judged last, as far as it could be read: what could not is left of the one before it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn packet(&self) -> &Packet {
+        let Self(case) = self;
+        &case.packet
+    }
 }
 
 impl Default for Scratch {

@@ -14,7 +14,7 @@ const ND_HOP_LIMIT: u8 = 255;
 /// and a frame for another pod's link address can carry an outside destination past the sender's policy.
 #[inline(never)]
 pub(super) fn addresses<T: Tables>(tables: &T, case: &Case) -> Outcome {
-    if !case.subject.checks_addresses || case.subject.owns(tables, case.local()) {
+    if !case.subject.checks_addresses() || case.subject.owns(tables, case.local()) {
         return Ok(());
     }
     if case.is_from_pod() {
@@ -86,7 +86,7 @@ pub(super) fn is_from_overlay<T: Tables>(tables: &T, case: &Case) -> bool {
 /// ARP passes, pending or not; but a pod only speaks for itself, or asks whether an address is free.
 #[inline(never)]
 pub(super) fn arp<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &Case) -> Outcome {
-    if !case.is_from_pod() || !case.subject.checks_addresses {
+    if !case.is_from_pod() || !case.subject.checks_addresses() {
         return Ok(());
     }
     let sender = arp_sender(frame).ok_or(Reason::Truncated)?;
@@ -119,7 +119,7 @@ pub(super) fn neighbor_discovery<T: Tables, F: Frame + ?Sized>(tables: &T, frame
     if matches!(packet.detail, icmp_type::V6_ROUTER_ADVERTISEMENT | icmp_type::V6_REDIRECT) {
         return Err(Reason::NeighborDiscovery);
     }
-    if !subject.checks_addresses {
+    if !subject.checks_addresses() {
         return Ok(());
     }
     // Duplicate address detection and the first router solicitation have no source yet.
@@ -142,7 +142,7 @@ pub(super) fn neighbor_discovery<T: Tables, F: Frame + ?Sized>(tables: &T, frame
 pub(super) fn multicast_listener<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &Case) -> Outcome {
     let Case { packet, subject, .. } = case;
     if case.is_from_pod()
-        && subject.checks_addresses
+        && subject.checks_addresses()
         && !packet.source.is_unspecified()
         && !is_own_on_link(tables, frame, subject, packet.source)
     {

@@ -1,7 +1,7 @@
 //! ICMP errors: they belong to the flow of the packet they quote (path MTU discovery and traceroute depend on them).
 
 use super::{Case, Outcome, admit, link, tracking};
-use crate::abi::{Direction, FlowKey};
+use crate::abi::Direction;
 use crate::flow;
 use crate::parse::{Address, Frame, Inner, inner};
 use crate::tables::{FlowTable, Tables};
@@ -33,7 +33,7 @@ fn find_quoted<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut C
         Direction::Ingress => (source, destination, source_port, destination_port),
         Direction::Egress => (destination, source, destination_port, source_port),
     };
-    case.key = FlowKey { ifindex: case.ifindex, local_port, peer_port, peer: peer.bytes(), protocol, pad: [0; 3] };
+    case.key = flow::key_of(case.ifindex, local_port, peer_port, peer, protocol);
     find(tables, case, local, FlowTable::Confirmed) || find(tables, case, local, FlowTable::Embryonic)
 }
 

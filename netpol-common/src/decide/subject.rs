@@ -23,15 +23,21 @@ pub(super) struct Subject {
     pub(super) epoch: u32,
     /// Second of the boot clock until which the reverse orientation is tried too.
     pub(super) reverse_until: u32,
-    /// Whether addresses of packets are compared with the endpoint's own.
-    pub(super) checks_addresses: bool,
+    /// Bits of [`endpoint_flags`].
+    pub(super) options: u32,
 }
 
 impl Subject {
     /// Before the look-up.
     #[inline(always)]
     pub(super) const fn unknown() -> Self {
-        Self { endpoint: PENDING_ENDPOINT, set: SET_PENDING, epoch: 0, reverse_until: 0, checks_addresses: false }
+        Self {
+            endpoint: PENDING_ENDPOINT,
+            set: SET_PENDING,
+            epoch: 0,
+            reverse_until: 0,
+            options: endpoint_flags::NO_ADDRESS_CHECK,
+        }
     }
 
     /// Reads the word before anything else that depends on it: class and rule rows only grow before a word that needs
@@ -50,13 +56,7 @@ impl Subject {
             return Ok(Self { endpoint, set, ..Self::unknown() });
         }
         let EndpointOptions { flags, reverse_until } = tables.endpoint_options(endpoint).unwrap_or_default();
-        Ok(Self {
-            endpoint,
-            set: word.set(),
-            epoch: word.epoch(),
-            reverse_until,
-            checks_addresses: flags & endpoint_flags::NO_ADDRESS_CHECK == 0,
-        })
+        Ok(Self { endpoint, set: word.set(), epoch: word.epoch(), reverse_until, options: flags })
     }
 
     /// Pending, and nothing opens it: only the own node, its replies and the link's own protocols pass.
@@ -77,6 +77,12 @@ impl Subject {
     ) -> Option<u32> {
         let PolicyVerdict { allowed, rule } = ask(tables, self.set, direction, peer, protocol, destination_port);
         if allowed { Some(rule) } else { None }
+    }
+
+    /// Whether addresses of packets are compared with the endpoint's own.
+    #[inline(always)]
+    pub(super) const fn checks_addresses(&self) -> bool {
+        self.options & endpoint_flags::NO_ADDRESS_CHECK == 0
     }
 
     /// Whether the endpoint owns an address.

@@ -44,6 +44,13 @@ impl Address {
         [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
+    /// The four words, each with its bytes in network order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
     /// Whether this is an IPv4 address.
     #[must_use]
     #[inline(always)]
