@@ -10,7 +10,8 @@ fn main() -> anyhow::Result<()> {
     // SAFETY: a build script is single-threaded up to here.
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
     let toolchain = std::env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "1.95.0".to_owned());
-    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_DATAPATH_LOG").is_some() { &["datapath-log"] } else { &[] };
+    let features: &[&str] =
+        if std::env::var_os("CARGO_FEATURE_DATAPATH_LOG").is_some() { &["datapath-log"] } else { &[] };
     let programs = Package {
         name: "netpol-ebpf",
         root_dir: concat!(env!("CARGO_MANIFEST_DIR"), "/../netpol-ebpf"),

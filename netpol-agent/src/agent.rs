@@ -141,7 +141,7 @@ fn spawn_engine(
 
 async fn forward(mut incoming: mpsc::Receiver<source::Envelope>, commands: mpsc::Sender<reconcile::Command>) {
     while let Some(envelope) = incoming.recv().await {
-        if commands.send(reconcile::Command::Source(envelope)).await.is_err() {
+        if commands.send(reconcile::Command::Source(Box::new(envelope))).await.is_err() {
             return;
         }
     }

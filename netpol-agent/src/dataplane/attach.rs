@@ -198,8 +198,11 @@ impl Attacher {
             Pins::remove(&new)?;
             sys::pin(link.as_fd(), &new)?;
             // The link that was pinned there loses its last holder and leaves the chain.
-            std::fs::rename(&new, &path)
-                .map_err(|source| PinError::Io { operation: "rename", path: new.clone(), source })?;
+            std::fs::rename(&new, &path).map_err(|source| PinError::Io {
+                operation: "rename",
+                path: new.clone(),
+                source,
+            })?;
         }
         Ok(())
     }

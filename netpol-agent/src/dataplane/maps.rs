@@ -10,11 +10,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
+use netpol_common::abi::Direction;
 use netpol_common::abi::{
     self, AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey,
     FlowRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, Settings, counter_index, id_kind, names,
 };
-use netpol_common::abi::Direction;
 use netpol_policy::compile::{MapOp, Snapshot};
 
 use super::pins::Pins;
@@ -144,9 +144,7 @@ impl Maps {
     /// Carries out one operation.
     pub fn apply(&mut self, op: &MapOp) -> Result<(), MapsError> {
         match *op {
-            MapOp::PutDigest(key, digest) => {
-                self.digests.insert(key, digest, 0).map_err(map_error(names::DIGESTS))
-            }
+            MapOp::PutDigest(key, digest) => self.digests.insert(key, digest, 0).map_err(map_error(names::DIGESTS)),
             MapOp::RemoveDigest(key) => absent_is_fine(names::DIGESTS, self.digests.remove(&key)),
             MapOp::PutPort { prefix_len, key, row } => {
                 self.ports.insert(&Key::new(prefix_len, key), row, 0).map_err(map_error(names::PORTS))
@@ -244,7 +242,7 @@ impl Maps {
     /// What the endpoint numbers of an earlier agent stand for.
     pub fn endpoint_digests(&self) -> Result<BTreeMap<u32, Digest>, MapsError> {
         let mut digests = BTreeMap::new();
-        for entry in self.digests.iter() {
+        for entry in &self.digests {
             let (DigestKey { kind, id }, digest) = entry.map_err(map_error(names::DIGESTS))?;
             if kind == id_kind::ENDPOINT {
                 let _none = digests.insert(id, digest);
@@ -266,33 +264,33 @@ impl Maps {
     pub fn snapshot(&self) -> Result<Snapshot, MapsError> {
         let mut snapshot = Snapshot { epoch: self.state()?.epoch, ..Snapshot::default() };
         snapshot.words = self.words.iter().collect();
-        for entry in self.digests.iter() {
+        for entry in &self.digests {
             let (key, digest) = entry.map_err(map_error(names::DIGESTS))?;
             let _ = snapshot.digests.insert(key, digest);
         }
-        for entry in self.rules.iter() {
+        for entry in &self.rules {
             let (key, row) = entry.map_err(map_error(names::RULES))?;
             let _ = snapshot.rules.insert(key, row);
         }
-        for entry in self.ports.iter() {
+        for entry in &self.ports {
             let (key, row) = entry.map_err(map_error(names::PORTS))?;
             let _ = snapshot.ports.insert((key.prefix_len(), key.data()), row);
         }
-        for entry in self.class4.iter() {
+        for entry in &self.class4 {
             let (address, row) = entry.map_err(map_error(names::CLASS4))?;
             let _ = snapshot.classes.insert(IpAddr::from(address), row);
         }
-        for entry in self.class6.iter() {
+        for entry in &self.class6 {
             let (address, row) = entry.map_err(map_error(names::CLASS6))?;
             let _ = snapshot.classes.insert(IpAddr::from(address), row);
         }
-        for entry in self.cidr4.iter() {
+        for entry in &self.cidr4 {
             let (key, class) = entry.map_err(map_error(names::CIDR4))?;
             if let Ok(prefix) = IpNet::new(IpAddr::from(key.data()), key.prefix_len() as u8) {
                 let _ = snapshot.cidrs.insert(prefix, class);
             }
         }
-        for entry in self.cidr6.iter() {
+        for entry in &self.cidr6 {
             let (key, class) = entry.map_err(map_error(names::CIDR6))?;
             if let Ok(prefix) = IpNet::new(IpAddr::from(key.data()), key.prefix_len() as u8) {
                 let _ = snapshot.cidrs.insert(prefix, class);
@@ -301,7 +299,7 @@ impl Maps {
         for key in self.addresses.keys() {
             let _ = snapshot.addresses.insert(key.map_err(map_error(names::ADDRESSES))?);
         }
-        for (endpoint, _) in &snapshot.words {
+        for endpoint in snapshot.words.keys() {
             let options = self.options.get(endpoint, 0).map_err(map_error(names::OPTIONS))?;
             let _ = snapshot.options.insert(*endpoint, options);
         }

@@ -196,7 +196,7 @@ fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneErro
     let shapes = shapes(config.max_endpoints.get());
     let paths: Vec<_> = names::ALL.iter().map(|name| (*name, pins.map(name))).collect();
     for (name, path) in &paths {
-        let _ = loader.map_pin_path(*name, path);
+        let _ = loader.map_pin_path(name, path);
     }
     for shape in &shapes {
         // An adopted map keeps the size it was made with, whatever the flags say now.
@@ -222,11 +222,11 @@ fn load_programs(
     let mut ebpf = loader.load(object::OBJECT)?;
     for direction in [Direction::Egress, Direction::Ingress] {
         let name = program_name(direction);
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .ok_or(DataplaneError::NoProgram(name))?
-            .try_into()
-            .map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(name)
+                .ok_or(DataplaneError::NoProgram(name))?
+                .try_into()
+                .map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         program.load().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         let fd = program.fd().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         pin_program(pins, pin_name(direction), fd.as_fd(), adopted)?;
@@ -253,8 +253,7 @@ fn pin_program(
     let new = pins.program(&format!("{name}_new"));
     Pins::remove(&new)?;
     sys::pin(fresh, &new)?;
-    std::fs::rename(&new, &path)
-        .map_err(|source| PinError::Io { operation: "rename", path: new.clone(), source })?;
+    std::fs::rename(&new, &path).map_err(|source| PinError::Io { operation: "rename", path: new.clone(), source })?;
     Ok(())
 }
 

@@ -152,9 +152,5 @@ fn require_bpffs(root: &Path) -> Result<(), PinError> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Err(io_error("statfs", root)(io::Error::last_os_error()));
     }
-    if i64::from(stat.f_type) & 0xffff_ffff == BPF_FS_MAGIC {
-        Ok(())
-    } else {
-        Err(PinError::NotBpffs { path: root.to_owned() })
-    }
+    if stat.f_type & 0xffff_ffff == BPF_FS_MAGIC { Ok(()) } else { Err(PinError::NotBpffs { path: root.to_owned() }) }
 }

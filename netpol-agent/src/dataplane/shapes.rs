@@ -2,8 +2,8 @@
 
 use aya::maps::MapType;
 use netpol_common::abi::{
-    AddressKey, AgentState, ClassRow, Counter, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow,
-    FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow, Settings, names, sizes,
+    AddressKey, AgentState, ClassRow, Counter, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
+    FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow, Settings, names, sizes,
 };
 
 /// The shape of one map.

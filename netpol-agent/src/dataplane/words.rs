@@ -66,16 +66,14 @@ impl EndpointWords {
 
     /// All words that are not zero.
     pub fn iter(&self) -> impl Iterator<Item = (u32, EndpointWord)> + '_ {
-        (0..self.count).filter_map(|endpoint| {
-            self.get(endpoint).filter(|word| word.0 != 0).map(|word| (endpoint, word))
-        })
+        (0..self.count)
+            .filter_map(|endpoint| self.get(endpoint).filter(|word| word.0 != 0).map(|word| (endpoint, word)))
     }
 }
 
 impl Drop for EndpointWords {
     fn drop(&mut self) {
         // SAFETY: the range that `map` mapped; no reference into it outlives self.
-        let _unmapped =
-            unsafe { libc::munmap(self.base.as_ptr().cast(), self.count as usize * size_of::<u64>()) };
+        let _unmapped = unsafe { libc::munmap(self.base.as_ptr().cast(), self.count as usize * size_of::<u64>()) };
     }
 }

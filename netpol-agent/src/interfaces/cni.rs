@@ -74,14 +74,15 @@ pub fn read(cache: &Path) -> Vec<Recorded> {
 }
 
 fn parse(text: &[u8]) -> Vec<Recorded> {
-    let Ok(CacheFile { kind, cni_args, result: Some(result) }) = serde_json::from_slice(text) else { return Vec::new() };
+    let Ok(CacheFile { kind, cni_args, result: Some(result) }) = serde_json::from_slice(text) else {
+        return Vec::new();
+    };
     if kind.as_deref() != Some("cniCacheV1") {
         return Vec::new();
     }
     let argument =
         |name: &str| cni_args.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap_or_default();
-    let (namespace, pod, uid) =
-        (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"), argument("K8S_POD_UID"));
+    let (namespace, pod, uid) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"), argument("K8S_POD_UID"));
     if uid.is_empty() || pod.is_empty() {
         return Vec::new();
     }

@@ -59,7 +59,8 @@ impl LocalPods {
         };
         // A pod of the same name with another UID has replaced this one.
         self.by_uid.retain(|uid, known| *uid == pod.uid || known.name != pod.name);
-        let _previous = self.by_uid.insert(pod.uid.clone(), LocalPod { name: pod.name.clone(), addresses, addressed_at });
+        let _previous =
+            self.by_uid.insert(pod.uid.clone(), LocalPod { name: pod.name.clone(), addresses, addressed_at });
     }
 
     /// A pod is gone.
@@ -92,10 +93,10 @@ impl LocalPods {
         let record = matching.next()?;
         // Two records for one device: the runtime has not removed the old one. Only one with an equal hardware address
         // can be trusted to speak of this device.
-        if let Some(other) = matching.next() {
-            if record.host_mac.is_none() || other.host_mac.is_none() || record.uid != other.uid {
-                return None;
-            }
+        if let Some(other) = matching.next()
+            && (record.host_mac.is_none() || other.host_mac.is_none() || record.uid != other.uid)
+        {
+            return None;
         }
         Some(Identity {
             pod: ObjectName::new(&record.namespace, &record.pod),

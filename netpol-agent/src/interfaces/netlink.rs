@@ -228,9 +228,7 @@ impl Netlink {
     }
 }
 
-fn messages(
-    mut bytes: &[u8],
-) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, String>> + use<'_> {
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, String>> + use<'_> {
     std::iter::from_fn(move || {
         if bytes.len() < 16 {
             return None;
@@ -303,4 +301,3 @@ pub fn follow(started: impl FnOnce(), mut event: impl FnMut(LinkEvent) -> bool) 
         }
     }
 }
-

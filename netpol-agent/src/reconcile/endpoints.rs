@@ -18,10 +18,10 @@ use super::{Engine, REVERSE_WINDOW};
 use crate::clock::boot_seconds;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::interfaces::cni;
 use crate::interfaces::conntrack::{self, Connection};
 use crate::interfaces::identity::Identity;
 use crate::interfaces::netlink::Netlink;
-use crate::interfaces::cni;
 use crate::metrics::{EndpointCounts, Stage, UnmanagedReason};
 
 /// Interfaces whose flows are removed in one turn of the loop; each takes a walk over the flow tables.

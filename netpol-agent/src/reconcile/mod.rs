@@ -9,7 +9,7 @@ mod endpoints;
 pub mod numbers;
 pub mod ports;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ use ports::{LinkChange, Ports};
 #[derive(Debug)]
 pub enum Command {
     /// An object came, changed or went.
-    Source(Envelope),
+    Source(Box<Envelope>),
     /// A link or an address came, changed or went.
     Link(LinkEvent),
     /// End, leaving everything in force.
@@ -47,6 +47,8 @@ pub enum Command {
 
 /// Commands taken before a plan is made: enough to fold a burst, few enough to keep the latency of the first.
 const BURST: usize = 512;
+/// Writes of a plan after which new interfaces are looked at: a pod that starts must not wait for bulk work.
+const WRITES_PER_TURN: usize = 256;
 /// How often attachments are compared with what should be (decision D14).
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
 /// The longest sleep: the heartbeat that liveness is judged by.
@@ -79,6 +81,8 @@ pub struct Engine {
     next_verify: Instant,
     next_plan: Option<u64>,
     identify_at: Option<Instant>,
+    /// Commands that came while a plan was being written, in their order.
+    backlog: VecDeque<Command>,
 }
 
 impl Engine {
@@ -98,7 +102,12 @@ impl Engine {
         endpoints::take_over_rows(&mut dataplane, &mut ports, &mut numbers, first_run)?;
         if first_run {
             endpoints::adopt_running(
-                &config, &mut dataplane, &mut netlink, &mut ports, &mut numbers, &mut reverse_until,
+                &config,
+                &mut dataplane,
+                &mut netlink,
+                &mut ports,
+                &mut numbers,
+                &mut reverse_until,
             )?;
         }
         let now = Instant::now();
@@ -119,6 +128,7 @@ impl Engine {
             next_verify: now + VERIFY_EVERY,
             next_plan: None,
             identify_at: None,
+            backlog: VecDeque::new(),
             config,
             state,
             dataplane,
@@ -142,23 +152,40 @@ impl Engine {
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> anyhow::Result<()> {
         loop {
             self.state.beat();
-            let wait = self.next_wake();
-            match tokio::time::timeout(wait, commands.recv()).await {
-                Ok(Some(Command::Stop) | None) => return Ok(()),
-                Ok(Some(Command::Blind(error))) => return Err(error).context("following links"),
-                Ok(Some(command)) => self.take(command)?,
-                Err(_elapsed) => {}
-            }
+            let first = match self.backlog.pop_front() {
+                Some(command) => Some(command),
+                None => match tokio::time::timeout(self.next_wake(), commands.recv()).await {
+                    Ok(Some(command)) => Some(command),
+                    Ok(None) => return Ok(()),
+                    Err(_elapsed) => None,
+                },
+            };
+            let mut next = first;
             for _ in 0..BURST {
-                match commands.try_recv() {
-                    Ok(Command::Stop) => return Ok(()),
-                    Ok(Command::Blind(error)) => return Err(error).context("following links"),
-                    Ok(command) => self.take(command)?,
-                    Err(_empty) => break,
+                match next {
+                    Some(Command::Stop) => return Ok(()),
+                    Some(Command::Blind(error)) => return Err(error).context("following links"),
+                    Some(Command::Source(envelope)) => self.take_event(*envelope),
+                    Some(Command::Link(event)) => self.take_link(event)?,
+                    None => break,
                 }
+                next = self.backlog.pop_front().or_else(|| commands.try_recv().ok());
             }
-            self.tick()?;
+            self.backlog.extend(next);
+            self.tick(&mut commands)?;
         }
+    }
+
+    /// Between two writes of a long plan: new interfaces are attached at once, the rest waits its turn.
+    fn look_up_from_work(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
+        self.state.beat();
+        while let Ok(command) = commands.try_recv() {
+            match command {
+                Command::Link(event) => self.take_link(event)?,
+                later @ (Command::Source(_) | Command::Stop | Command::Blind(_)) => self.backlog.push_back(later),
+            }
+        }
+        Ok(())
     }
 
     fn next_wake(&self) -> Duration {
@@ -176,15 +203,6 @@ impl Engine {
     /// Milliseconds of the compiler's clock.
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-
-    fn take(&mut self, command: Command) -> anyhow::Result<()> {
-        match command {
-            Command::Source(envelope) => self.take_event(envelope),
-            Command::Link(event) => self.take_link(event)?,
-            Command::Stop | Command::Blind(_) => {}
-        }
-        Ok(())
     }
 
     fn take_event(&mut self, Envelope { seen, event }: Envelope) {
@@ -277,7 +295,9 @@ impl Engine {
         let Some(port) = self.ports.get_mut(ifindex) else { return };
         match result {
             Ok(()) => {
-                if !port.attached && let Some(seen) = port.seen {
+                if !port.attached
+                    && let Some(seen) = port.seen
+                {
                     self.state.observe_attach(seen.elapsed());
                 }
                 port.attached = true;
@@ -291,13 +311,13 @@ impl Engine {
     }
 
     /// Programs everything that has changed.
-    fn tick(&mut self) -> anyhow::Result<()> {
+    fn tick(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.intake.all_listed() {
             if self.identify_at.is_some_and(|at| now >= at) || !self.programmed {
                 self.identify();
             }
-            self.program()?;
+            self.program(commands)?;
         }
         if now >= self.next_verify {
             self.verify()?;
@@ -307,7 +327,7 @@ impl Engine {
         Ok(())
     }
 
-    fn program(&mut self) -> anyhow::Result<()> {
+    fn program(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
         let plan = self.compiler.plan(self.now_ms());
         self.next_plan = plan.wake_at_ms;
         for refusal in &plan.refused {
@@ -315,6 +335,9 @@ impl Engine {
             self.state.write_refused(refusal.map);
         }
         for (position, op) in plan.ops.iter().enumerate() {
+            if position > 0 && position % WRITES_PER_TURN == 0 {
+                self.look_up_from_work(commands)?;
+            }
             if let Err(error) = self.write(op) {
                 self.state.map_update_failed(error.map(), error.errno());
                 self.state.sync_failed(Stage::Maps);
@@ -352,10 +375,8 @@ impl Engine {
     fn fail_closed(&mut self, rest: &[MapOp]) {
         for op in rest {
             if let MapOp::SetWord { endpoint, word } = op {
-                let denied = MapOp::SetWord {
-                    endpoint: *endpoint,
-                    word: EndpointWord::new(SET_DENY_ALL, word.epoch()),
-                };
+                let denied =
+                    MapOp::SetWord { endpoint: *endpoint, word: EndpointWord::new(SET_DENY_ALL, word.epoch()) };
                 if let Err(error) = self.dataplane.maps.apply(&denied) {
                     error!(endpoint, %error, "could not deny");
                 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use netpol_policy::model::Protocol;
+use netpol_suites::agent_binary;
 use netpol_testbed::node::{Node, NodeOptions};
 use netpol_testbed::pod::{Pod, PodSpec};
 use netpol_testbed::probe::{self, Outcome, Probe};
@@ -274,12 +275,4 @@ impl Site {
 /// The addresses of the pod with this number.
 pub(crate) fn addresses(last: u8) -> Vec<IpAddr> {
     vec![IpAddr::from([10, 244, 0, last]), IpAddr::from([0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(last)])]
-}
-
-/// The agent, as `cargo build --package netpol-agent` has built it: beside the folder of the test binaries.
-fn agent_binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let binary = test.ancestors().nth(2).unwrap().join("netpol-agent");
-    assert!(binary.is_file(), "{} is missing: cargo build --package netpol-agent", binary.display());
-    binary
 }
