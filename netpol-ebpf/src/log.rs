@@ -21,17 +21,17 @@ pub(crate) fn dropped(verdict: &Verdict, ifindex: u32, scratch: &Scratch) {
 }
 
 /// Two functions rather than a text that is chosen: the verifier wants every length to be a constant.
-macro_rules! line {
-    ($name:ident, $text:literal) => {
+macro_rules! statement {
+    ($name:ident, $text:tt) => {
         #[inline(never)]
         fn $name(reason: u32, ifindex: u32, endpoint: u32, scratch: &Scratch) {
             let packet = scratch.packet();
             warn!(
                 scratch,
                 $text,
-                packet.source.0,
+                packet.source.bytes(),
                 u16::from_be_bytes(packet.source_port),
-                packet.destination.0,
+                packet.destination.bytes(),
                 u16::from_be_bytes(packet.destination_port),
                 packet.protocol,
                 ifindex,
@@ -42,5 +42,5 @@ macro_rules! line {
     };
 }
 
-line!(egress, "dropped egress from {:i} port {} to {:i} port {} protocol {} ifindex {} endpoint {} reason {}");
-line!(ingress, "dropped ingress from {:i} port {} to {:i} port {} protocol {} ifindex {} endpoint {} reason {}");
+statement!(egress, "dropped egress from {:i} port {} to {:i} port {} protocol {} ifindex {} endpoint {} reason {}");
+statement!(ingress, "dropped ingress from {:i} port {} to {:i} port {} protocol {} ifindex {} endpoint {} reason {}");

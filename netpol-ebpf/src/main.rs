@@ -43,7 +43,7 @@ fn empty(_ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     // The element always exists; the verifier wants to see it checked.
-    let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT as i32 };
+    let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT };
     let frame = SkbFrame::new(skb);
     let verdict = judge_in(&BpfTables, &frame, &hook(skb, direction), scratch);
     if verdict.passes() {
@@ -53,7 +53,7 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     #[cfg(feature = "datapath-log")]
     // SAFETY: `skb` is the program's context.
     log::dropped(&verdict, unsafe { (*skb).ifindex }, scratch);
-    TC_ACT_SHOT as i32
+    TC_ACT_SHOT
 }
 
 #[inline(always)]

@@ -6,6 +6,8 @@
 
 pub mod attach;
 pub mod counters;
+#[cfg(feature = "datapath-log")]
+mod datapath_log;
 pub mod maps;
 pub mod object;
 pub mod pins;
@@ -18,7 +20,7 @@ use std::path::Path;
 
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{ProgramError, SchedClassifier};
-use aya::{EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use netpol_common::abi::{Digest, DigestKey, Direction, id_kind, names};
 use netpol_policy::compile::MapOp;
 use sha2::{Digest as _, Sha256};
@@ -60,6 +62,15 @@ pub enum DataplaneError {
     /// Attaching failed.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// What the programs log cannot be read.
+    #[cfg(feature = "datapath-log")]
+    #[error("the programs' log {path}: {message}", path = path.display())]
+    Log {
+        /// Where the ring is pinned.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// The pins are another agent's.
     #[error(
         "what is pinned here was built by an agent with another source of objects or another node name than {node}; \
@@ -198,6 +209,10 @@ fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneErro
     for (name, path) in &paths {
         let _ = loader.map_pin_path(name, path);
     }
+    #[cfg(feature = "datapath-log")]
+    let ring = pins.map(datapath_log::RING);
+    #[cfg(feature = "datapath-log")]
+    let _ = loader.map_pin_path(datapath_log::RING, &ring);
     for shape in &shapes {
         // An adopted map keeps the size it was made with, whatever the flags say now.
         let size = if adopted { pinned_size(pins, shape.name)? } else { shape.max_entries };
@@ -207,9 +222,11 @@ fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneErro
         check_compatible(pins, &shapes)?;
     }
     // Twice: see `attach` for what the second copy is for.
-    for pin_name in [program_name as fn(Direction) -> &'static str, twin_name] {
-        load_programs(pins, &mut loader, adopted, pin_name)?;
-    }
+    drop(load_programs(pins, &mut loader, adopted, program_name)?);
+    let twins = load_programs(pins, &mut loader, adopted, twin_name)?;
+    #[cfg(feature = "datapath-log")]
+    let twins = datapath_log::forward(twins, pins)?;
+    drop(twins);
     Ok(())
 }
 
@@ -218,7 +235,7 @@ fn load_programs(
     loader: &mut EbpfLoader<'_>,
     adopted: bool,
     pin_name: fn(Direction) -> &'static str,
-) -> Result<(), DataplaneError> {
+) -> Result<Ebpf, DataplaneError> {
     let mut ebpf = loader.load(object::OBJECT)?;
     for direction in [Direction::Egress, Direction::Ingress] {
         let name = program_name(direction);
@@ -231,7 +248,7 @@ fn load_programs(
         let fd = program.fd().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         pin_program(pins, pin_name(direction), fd.as_fd(), adopted)?;
     }
-    Ok(())
+    Ok(ebpf)
 }
 
 /// Pins a program over the one of an earlier agent, by a rename, so that there is always one. The same instructions are
