@@ -89,8 +89,6 @@ impl Case {
     #[inline(always)]
     pub(super) fn begin(&mut self, hook: &Hook) {
         self.now_ns = hook.now_ns;
-        self.subject = Subject::unknown();
-        self.reason = Reason::TableMissing;
         self.rule = RULE_NONE;
         self.ifindex = hook.ifindex;
         self.direction = hook.direction;

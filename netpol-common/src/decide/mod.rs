@@ -25,9 +25,9 @@ mod tracking;
 pub use case::Scratch;
 pub use policy::{PolicyVerdict, class_of, is_isolated, policy_verdict};
 
-use crate::abi::{Counter, Direction, RULE_NONE, SET_PENDING, address_kind, counter_index};
+use crate::abi::{Counter, Direction, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, address_kind, counter_index};
 use crate::flow;
-use crate::parse::{Frame, Kind, Link, Packet, parse};
+use crate::parse::{Frame, Kind, Link, Packet, parse_into};
 use crate::tables::{FlowTable, Full, Tables};
 use crate::verdict::{Reason, Verdict};
 use case::Case;
@@ -55,11 +55,6 @@ pub struct Hook {
 }
 
 impl Hook {
-    #[inline(always)]
-    const fn link(&self) -> Link {
-        Link { header: self.link_header, vlan: self.vlan, segments: self.segments }
-    }
-
     /// A socket of this host sent the packet. The socket alone does not prove it: a bridged packet can carry the one of
     /// the pod that sent it (decision D7).
     #[inline(always)]
@@ -87,7 +82,12 @@ pub fn judge<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook) -
 #[inline(always)]
 pub fn judge_in<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook, scratch: &mut Scratch) -> Verdict {
     let Scratch(case) = scratch;
-    let verdict = match parse_into(frame, &hook.link(), &mut case.packet) {
+    let parsed = if hook.link_header {
+        read::<F, true>(frame, hook.vlan, hook.segments, &mut case.packet)
+    } else {
+        read::<F, false>(frame, hook.vlan, hook.segments, &mut case.packet)
+    };
+    let verdict = match parsed {
         Ok(()) => match established(tables, hook, case) {
             Some(verdict) => verdict,
             None => {
@@ -108,11 +108,16 @@ pub fn judge_in<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook
     verdict
 }
 
-/// Out of line: the parser's temporaries would else add to the stack of everything that comes after it.
+/// Out of line: the parser's temporaries would else add to the stack of everything that comes after it. One function for
+/// each kind of link, of which a program has one.
 #[inline(never)]
-fn parse_into<F: Frame + ?Sized>(frame: &F, link: &Link, packet: &mut Packet) -> Result<(), Reason> {
-    *packet = parse(frame, link)?;
-    Ok(())
+fn read<F: Frame + ?Sized, const LINK_HEADER: bool>(
+    frame: &F,
+    vlan: bool,
+    segments: u32,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
+    parse_into(frame, &Link { header: LINK_HEADER, vlan, segments }, packet)
 }
 
 /// The fast way: a packet of a confirmed flow that was judged under the policy now in force. `None` is no answer.
@@ -150,13 +155,15 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
 /// A frame that cannot be parsed is dropped from and to every pod, isolated or not.
 #[inline(never)]
 fn unreadable<T: Tables>(tables: &T, case: &mut Case, reason: Reason) {
-    case.subject = Subject::unknown();
     case.reason = match Subject::find(tables, case.ifindex) {
         Ok(subject) => {
             case.subject = subject;
             if subject.is_closed() { Reason::Pending } else { reason }
         }
-        Err(missing) => missing,
+        Err(missing) => {
+            case.subject.endpoint = PENDING_ENDPOINT;
+            missing
+        }
     };
 }
 
@@ -168,7 +175,10 @@ fn unestablished<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut
             case.subject = subject;
             by_kind(tables, frame, case)
         }
-        Err(missing) => Err(missing),
+        Err(missing) => {
+            case.subject.endpoint = PENDING_ENDPOINT;
+            Err(missing)
+        }
     };
     match outcome {
         Ok(()) => case.reason = Reason::Passed,

@@ -1,6 +1,6 @@
 //! IPv4: header length by IHL, options walked for source routes, fragments.
 
-use super::{Address, Frame, Kind, Link, Packet, transport};
+use super::{Address, Frame, Packet, transport};
 use crate::verdict::Reason;
 
 const HEADER: u32 = 20;
@@ -9,7 +9,12 @@ const OFFSET_MASK: u16 = 0x1fff;
 
 /// Parses an IPv4 packet that starts at `start`.
 #[inline(always)]
-pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Result<Packet, Reason> {
+pub(super) fn parse<F: Frame + ?Sized>(
+    frame: &F,
+    start: u32,
+    segments: u32,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     let header: [u8; HEADER as usize] = frame.head(start).ok_or(Reason::Truncated)?;
     let [version, _, l0, l1, id0, id1, f0, f1, hop_limit, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
     let header_length = u32::from(version & 0x0f) * 4;
@@ -17,7 +22,7 @@ pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Re
         return Err(Reason::Malformed);
     }
     let total = u32::from(u16::from_be_bytes([l0, l1]));
-    let end = if total == 0 && link.segments > 1 {
+    let end = if total == 0 && segments > 1 {
         // A GSO packet above 64 KiB (BIG TCP, kernel 6.3) says 0.
         frame.len()
     } else if total < header_length {
@@ -28,7 +33,7 @@ pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Re
     if end > frame.len() {
         return Err(Reason::Truncated);
     }
-    let mut packet = Packet::new(Kind::Segment);
+    packet.reset();
     packet.source = Address::v4([s0, s1, s2, s3]);
     packet.destination = Address::v4([d0, d1, d2, d3]);
     packet.protocol = protocol;

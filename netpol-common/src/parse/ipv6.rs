@@ -1,6 +1,6 @@
 //! IPv6: up to eight extension headers, routing headers that still route, fragments.
 
-use super::{Address, Frame, Kind, Link, Packet, transport};
+use super::{Address, Frame, Packet, transport};
 use crate::verdict::Reason;
 
 const HEADER: u32 = 40;
@@ -22,13 +22,18 @@ const fn is_extension(next: u8) -> bool {
 
 /// Parses an IPv6 packet that starts at `start`.
 #[inline(always)]
-pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Result<Packet, Reason> {
+pub(super) fn parse<F: Frame + ?Sized>(
+    frame: &F,
+    start: u32,
+    segments: u32,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     let [version, _, _, _, l0, l1, next, hop_limit] = frame.head(start).ok_or(Reason::Truncated)?;
     if version >> 4 != 6 {
         return Err(Reason::Malformed);
     }
     let payload = u32::from(u16::from_be_bytes([l0, l1]));
-    let end = if payload == 0 && (next == extension::HOP_BY_HOP || link.segments > 1) {
+    let end = if payload == 0 && (next == extension::HOP_BY_HOP || segments > 1) {
         // A jumbogram, or a GSO packet above 64 KiB (BIG TCP, kernel 5.19): the length is elsewhere.
         frame.len()
     } else {
@@ -37,11 +42,13 @@ pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Re
     if end > frame.len() {
         return Err(Reason::Truncated);
     }
-    let mut packet = Packet::new(Kind::Segment);
+    packet.reset();
     packet.source = Address::new(frame.head(start + 8).ok_or(Reason::Truncated)?);
     packet.destination = Address::new(frame.head(start + 24).ok_or(Reason::Truncated)?);
     packet.protocol = next;
     packet.hop_limit = hop_limit;
+    packet.fragment_id = 0;
+    packet.first_fragment = false;
     packet.transport = start + HEADER;
     if is_extension(next) {
         return extensions(frame, packet, end);
@@ -50,7 +57,7 @@ pub(super) fn parse<F: Frame + ?Sized>(frame: &F, start: u32, link: &Link) -> Re
 }
 
 #[inline(always)]
-fn extensions<F: Frame + ?Sized>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
+fn extensions<F: Frame + ?Sized>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
     let mut fragmented = false;
     for index in 0..MOST_EXTENSIONS {
         let offset = packet.transport;

@@ -182,7 +182,7 @@ impl Kind {
     }
 }
 
-/// What a frame is. Unused fields are zero.
+/// What a frame is. Of what is not IP, only the kind means something, and of ARP the offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Packet {
@@ -204,10 +204,10 @@ pub struct Packet {
     pub detail: u8,
     /// TTL or hop limit.
     pub hop_limit: u8,
-    /// What kind of packet it is.
-    pub kind: Kind,
     /// First fragment of a datagram that has more.
     pub first_fragment: bool,
+    /// What kind of packet it is.
+    pub kind: Kind,
     /// TCP only: the segment carries data.
     pub has_data: bool,
 }
@@ -229,6 +229,17 @@ impl Packet {
             first_fragment: false,
             has_data: false,
         }
+    }
+
+    /// Forgets what an IP packet does not say in any case. Field by field: the BPF target would zero the whole of it byte
+    /// by byte, in a loop.
+    #[inline(always)]
+    const fn reset(&mut self) {
+        self.kind = Kind::Segment;
+        self.source_port = [0; 2];
+        self.destination_port = [0; 2];
+        self.detail = 0;
+        self.has_data = false;
     }
 
     /// The port that a policy's `ports` speak of, network order; `None` for protocols that have none.
@@ -259,30 +270,44 @@ const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xa8];
 /// Parses a frame.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F, link: &Link) -> Result<Packet, Reason> {
+    let mut packet = Packet::new(Kind::Segment);
+    parse_into(frame, link, &mut packet)?;
+    Ok(packet)
+}
+
+/// Parses a frame into a packet that is there already, whose content after an error means nothing: the BPF target would
+/// hold a packet that is handed on by value in registers, of which it has ten, and spill the rest.
+#[inline(always)]
+pub fn parse_into<F: Frame + ?Sized>(frame: &F, link: &Link, packet: &mut Packet) -> Result<(), Reason> {
     if link.vlan {
-        return Ok(Packet::new(Kind::Vlan));
+        packet.kind = Kind::Vlan;
+        return Ok(());
     }
+    packet.kind = Kind::OtherEtherType;
     if !link.header {
         // Not by direct access: the verifier learns nothing from comparing the very start with the end.
         let [first] = frame.load(0).ok_or(Reason::Truncated)?;
         return match first >> 4 {
-            4 => ipv4::parse(frame, 0, link),
-            6 => ipv6::parse(frame, 0, link),
-            _ => Ok(Packet::new(Kind::OtherEtherType)),
+            4 => ipv4::parse(frame, 0, link.segments, packet),
+            6 => ipv6::parse(frame, 0, link.segments, packet),
+            _ => Ok(()),
         };
     }
     match frame.head(12).ok_or(Reason::Truncated)? {
-        ETHERTYPE_IPV4 => ipv4::parse(frame, ETHERNET_HEADER, link),
-        ETHERTYPE_IPV6 => ipv6::parse(frame, ETHERNET_HEADER, link),
-        ETHERTYPE_ARP => arp(frame),
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Ok(Packet::new(Kind::Vlan)),
-        _ => Ok(Packet::new(Kind::OtherEtherType)),
+        ETHERTYPE_IPV4 => ipv4::parse(frame, ETHERNET_HEADER, link.segments, packet),
+        ETHERTYPE_IPV6 => ipv6::parse(frame, ETHERNET_HEADER, link.segments, packet),
+        ETHERTYPE_ARP => arp(frame, packet),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => {
+            packet.kind = Kind::Vlan;
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
 /// Accepts ARP for IPv4 over Ethernet only: other address types have no business on a pod's veth.
 #[inline(always)]
-fn arp<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
+fn arp<F: Frame + ?Sized>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
     const IPV4_OVER_ETHERNET: [u8; 6] = [0, 1, 0x08, 0, 6, 4];
     const LENGTH: u32 = 28;
     if frame.len() < ETHERNET_HEADER + LENGTH {
@@ -293,7 +318,7 @@ fn arp<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
     if !matches!(header, [g, h, i, j, k, l] if g == a && h == b && i == c && j == d && k == e && l == f) {
         return Err(Reason::Malformed);
     }
-    let mut packet = Packet::new(Kind::Arp);
+    packet.kind = Kind::Arp;
     packet.transport = ETHERNET_HEADER;
-    Ok(packet)
+    Ok(())
 }

@@ -14,16 +14,16 @@ const ICMP_HEADER: u32 = 8;
 #[inline(always)]
 pub(super) fn parse<F: Frame + ?Sized, const FAST: bool>(
     frame: &F,
-    packet: Packet,
+    packet: &mut Packet,
     end: u32,
-) -> Result<Packet, Reason> {
+) -> Result<(), Reason> {
     match packet.protocol {
         protocol::TCP => tcp::<F, FAST>(frame, packet, end),
         protocol::UDP => udp::<F, FAST>(frame, packet, end),
         protocol::SCTP => sctp::<F, FAST>(frame, packet, end),
         protocol::ICMP if packet.source.is_v4() => icmp::<F, FAST>(frame, packet, end),
         protocol::ICMPV6 if !packet.source.is_v4() => icmpv6::<F, FAST>(frame, packet, end),
-        _ => Ok(packet),
+        _ => Ok(()),
     }
 }
 
@@ -32,12 +32,12 @@ pub(super) fn parse<F: Frame + ?Sized, const FAST: bool>(
 /// One at offset 1 can overwrite the TCP flags or the type of the first SCTP chunk that the first fragment was judged
 /// by (RFC 3128).
 #[inline(always)]
-pub(super) fn later_fragment(mut packet: Packet, offset: u16) -> Result<Packet, Reason> {
+pub(super) fn later_fragment(packet: &mut Packet, offset: u16) -> Result<(), Reason> {
     if offset == 1 && matches!(packet.protocol, protocol::TCP | protocol::SCTP) {
         return Err(Reason::FragmentHeader);
     }
     packet.kind = Kind::LaterFragment;
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
@@ -66,9 +66,9 @@ fn ports<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet) ->
 }
 
 #[inline(always)]
-fn tcp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
-    fits(&packet, TCP_HEADER, end)?;
-    ports::<F, FAST>(frame, &mut packet)?;
+fn tcp<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
+    fits(packet, TCP_HEADER, end)?;
+    ports::<F, FAST>(frame, packet)?;
     let [data_offset, flags] = read::<F, FAST, 2>(frame, packet.transport + 12)?;
     let header = u32::from(data_offset >> 4) * 4;
     if header < TCP_HEADER {
@@ -83,20 +83,20 @@ fn tcp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: 
     if flags & tcp_flags::SYN != 0 {
         packet.kind = if flags & tcp_flags::ACK == 0 { Kind::Opening } else { Kind::OpeningAnswer };
     }
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
-fn udp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
-    fits(&packet, UDP_HEADER, end)?;
-    ports::<F, FAST>(frame, &mut packet)?;
-    Ok(packet)
+fn udp<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
+    fits(packet, UDP_HEADER, end)?;
+    ports::<F, FAST>(frame, packet)?;
+    Ok(())
 }
 
 #[inline(always)]
-fn sctp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
-    fits(&packet, SCTP_HEADER, end)?;
-    ports::<F, FAST>(frame, &mut packet)?;
+fn sctp<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
+    fits(packet, SCTP_HEADER, end)?;
+    ports::<F, FAST>(frame, packet)?;
     let [chunk] = read::<F, FAST, 1>(frame, packet.transport + 12)?;
     packet.detail = chunk;
     match chunk {
@@ -104,7 +104,7 @@ fn sctp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end:
         sctp_chunk::INIT_ACK => packet.kind = Kind::OpeningAnswer,
         _ => {}
     }
-    Ok(packet)
+    Ok(())
 }
 
 /// Type, and identifier if it has one.
@@ -132,35 +132,35 @@ fn echo(packet: &mut Packet, request: bool, id: [u8; 2]) {
 }
 
 #[inline(always)]
-fn icmp<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
-    let (kind, id) = icmp_header::<F, FAST>(frame, &packet, end)?;
+fn icmp<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
+    let (kind, id) = icmp_header::<F, FAST>(frame, packet, end)?;
     packet.detail = kind;
     match kind {
         // Echo and timestamp.
-        8 | 13 => echo(&mut packet, true, id),
-        0 | 14 => echo(&mut packet, false, id),
+        8 | 13 => echo(packet, true, id),
+        0 | 14 => echo(packet, false, id),
         // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
         3 | 4 | icmp_type::REDIRECT | 11 | 12 => packet.kind = Kind::IcmpError,
         _ => packet.kind = Kind::IcmpOther,
     }
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
-fn icmpv6<F: Frame + ?Sized, const FAST: bool>(frame: &F, mut packet: Packet, end: u32) -> Result<Packet, Reason> {
-    let (kind, id) = icmp_header::<F, FAST>(frame, &packet, end)?;
+fn icmpv6<F: Frame + ?Sized, const FAST: bool>(frame: &F, packet: &mut Packet, end: u32) -> Result<(), Reason> {
+    let (kind, id) = icmp_header::<F, FAST>(frame, packet, end)?;
     packet.detail = kind;
     match kind {
         // All types below 128 are errors (RFC 4443 §2.1).
         0..=127 => packet.kind = Kind::IcmpError,
-        128 => echo(&mut packet, true, id),
-        129 => echo(&mut packet, false, id),
+        128 => echo(packet, true, id),
+        129 => echo(packet, false, id),
         icmp_type::V6_ROUTER_SOLICITATION..=icmp_type::V6_REDIRECT => packet.kind = Kind::NeighborDiscovery,
         // Multicast listener query, report, done, version 2 report; what is not for this link alone is no such message.
-        130..=132 | 143 if packet.hop_limit == 1 && is_of_link(&packet) => packet.kind = Kind::MulticastListener,
+        130..=132 | 143 if packet.hop_limit == 1 && is_of_link(packet) => packet.kind = Kind::MulticastListener,
         _ => packet.kind = Kind::IcmpOther,
     }
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]

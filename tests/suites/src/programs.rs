@@ -161,7 +161,7 @@ impl Programs {
     pub fn flows(&self, table: &'static str) -> Result<Vec<(FlowKey, FlowRow)>> {
         let map = HashMap::<_, FlowKey, FlowRow>::try_from(self.ebpf.map(table).context(table)?)?;
         let mut flows = Vec::new();
-        for entry in map.iter() {
+        for entry in &map {
             let (key, row) = entry?;
             flows.push((key, FlowRow { last_seen: 0, ..row }));
         }
