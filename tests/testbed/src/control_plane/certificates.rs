@@ -10,20 +10,23 @@ use rcgen::{
 };
 
 /// A certificate authority, and the folder where what it issues is written.
-pub(super) struct Authority {
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: PathBuf,
 }
 
 /// Two PEM files.
-pub(super) struct Identity {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
+#[derive(Debug)]
+pub struct Identity {
+    /// Signed by the authority.
+    pub certificate: PathBuf,
+    /// Private.
+    pub key: PathBuf,
 }
 
 impl Authority {
     /// Makes a new authority; its own certificate is [`Authority::certificate`].
-    pub(super) fn new(directory: &Path) -> Result<Self> {
+    pub fn new(directory: &Path) -> Result<Self> {
         let mut parameters = CertificateParams::new(Vec::new()).context("cannot describe a certificate authority")?;
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
@@ -37,12 +40,13 @@ impl Authority {
     }
 
     /// The authority's own certificate: what clients trust.
-    pub(super) fn certificate(&self) -> PathBuf {
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
         self.directory.join("ca.crt")
     }
 
     /// A certificate for a server under all of `names`, host names and addresses.
-    pub(super) fn server(&self, file: &str, names: Vec<String>) -> Result<Identity> {
+    pub fn server(&self, file: &str, names: Vec<String>) -> Result<Identity> {
         let mut parameters = CertificateParams::new(names).context("cannot describe the server's certificate")?;
         parameters.distinguished_name.push(DnType::CommonName, file);
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -50,7 +54,7 @@ impl Authority {
     }
 
     /// A certificate by which the API server knows a user: the common name is the user's, the organization the group.
-    pub(super) fn user(&self, file: &str, user: &str, group: Option<&str>) -> Result<Identity> {
+    pub fn user(&self, file: &str, user: &str, group: Option<&str>) -> Result<Identity> {
         let mut parameters = CertificateParams::new(Vec::new()).context("cannot describe the user's certificate")?;
         parameters.distinguished_name.push(DnType::CommonName, user);
         if let Some(group) = group {
@@ -61,7 +65,7 @@ impl Authority {
     }
 
     /// A key pair without a certificate, private part in the first file, public part in the second.
-    pub(super) fn key_pair(&self, file: &str) -> Result<(PathBuf, PathBuf)> {
+    pub fn key_pair(&self, file: &str) -> Result<(PathBuf, PathBuf)> {
         let key = KeyPair::generate().context("cannot make a key")?;
         let (private, public) =
             (self.directory.join(format!("{file}.key")), self.directory.join(format!("{file}.pub")));

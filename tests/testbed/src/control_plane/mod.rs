@@ -8,7 +8,7 @@
 
 pub mod actors;
 mod audit;
-mod certificates;
+pub mod certificates;
 mod client;
 mod etcd;
 pub mod installation;
