@@ -6,6 +6,7 @@
 //! prints as its result (`run --output json`).
 
 mod bench;
+mod cluster;
 mod lint;
 mod process;
 mod run;
@@ -23,6 +24,9 @@ enum Command {
     Setup(setup::Args),
     /// Run the agent against a cluster on this machine and check every connection against the policies
     Run(run::Args),
+    /// A real Kubernetes with Flannel in namespaces of this machine
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Run the tests, the privileged ones included
     Test(test::Args),
     /// Measure what a packet costs in each program
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
     let outcome = match Command::parse() {
         Command::Setup(args) => setup::main(&args),
         Command::Run(args) => run::main(args),
+        Command::Cluster(command) => cluster::main(command),
         Command::Test(args) => test::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),

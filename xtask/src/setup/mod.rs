@@ -6,6 +6,7 @@
 //! the source tree; `rm -r` of that cache is a clean start.
 
 mod bpf_linker;
+mod cluster;
 mod control_plane;
 mod packages;
 mod progress;
@@ -42,6 +43,8 @@ pub(crate) enum Need {
     BpfLinker,
     /// etcd, kube-apiserver and kubectl
     ControlPlane,
+    /// What nodes run: kubelet, containerd, flanneld, CNI plugins, kube-proxy, images
+    Cluster,
 }
 
 impl Need {
@@ -55,6 +58,7 @@ impl Need {
             Self::RustSrc => rust_src::missing(),
             Self::BpfLinker => bpf_linker::missing(),
             Self::ControlPlane => control_plane::missing(),
+            Self::Cluster => cluster::missing(),
         }
     }
 
@@ -64,6 +68,7 @@ impl Need {
             Self::RustSrc => rust_src::install(),
             Self::BpfLinker => bpf_linker::install(),
             Self::ControlPlane => control_plane::install(),
+            Self::Cluster => cluster::install(),
         }
     }
 }

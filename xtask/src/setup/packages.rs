@@ -13,18 +13,34 @@ const PROGRAMS: [(&str, &str); 2] = [
     ("nft", "nftables"),
 ];
 
+/// A program, and the Debian package that brings it.
+type Program = (&'static str, &'static str);
+
 /// Packages whose program is not there.
-fn wanted() -> Vec<&'static str> {
-    PROGRAMS.iter().filter(|(program, _)| process::find(program).is_none()).map(|(_, package)| *package).collect()
+fn wanted(programs: &[Program]) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| process::find(program).is_none()).map(|(_, package)| *package).collect()
 }
 
 pub(super) fn missing() -> Option<String> {
-    let wanted = wanted();
-    (!wanted.is_empty()).then(|| format!("Debian packages: {}", wanted.join(", ")))
+    missing_of(&PROGRAMS)
 }
 
 pub(super) fn install() -> Result<()> {
-    let wanted = wanted();
+    install_of(&PROGRAMS)
+}
+
+/// What is missing of other programs than the testbed's.
+pub(super) fn missing_of(programs: &[Program]) -> Option<String> {
+    let wanted = wanted(programs);
+    (!wanted.is_empty()).then(|| format!("Debian packages: {}", wanted.join(", ")))
+}
+
+/// Installs what is missing of other programs than the testbed's.
+pub(super) fn install_of(programs: &[Program]) -> Result<()> {
+    let wanted = wanted(programs);
+    if wanted.is_empty() {
+        return Ok(());
+    }
     if process::find("apt-get").is_none() {
         bail!("there is no apt-get here: install {} in your distribution's way", wanted.join(", "));
     }

@@ -1,0 +1,158 @@
+//! `cargo xtask cluster`: a real Kubernetes with Flannel, in namespaces of this machine and without a container engine.
+//!
+//! Each node, and the control plane, is a [`machine`]: process, network and mount namespaces of its own. `up` starts
+//! them, connects them ([`network`]), tells each what to run ([`control`], [`components`]), and returns when every node
+//! is ready; they go on by themselves. [`state`] keeps what `down` needs to end them, and [`recipe`] says what the
+//! binaries and images are built from.
+
+mod cgroups;
+mod components;
+mod control;
+pub(crate) mod images;
+mod machine;
+mod network;
+pub(crate) mod recipe;
+mod state;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Subcommand, ValueEnum};
+use netpol_testbed::control_plane::installation;
+use serde::{Deserialize, Serialize};
+
+use self::control::{Request, Running};
+use self::state::State;
+use crate::process;
+
+/// The name of the control plane's machine; the nodes' begin with "node", and come after it.
+const CONTROL_PLANE: &str = "control-plane";
+
+/// Commands of `cargo xtask cluster`.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster, and return when its nodes are ready
+    Up(Options),
+    /// End the cluster and remove all that belongs to it
+    Down,
+    /// Say what runs, and whether it is well; the exit status is 1 if it is not
+    Status,
+    /// Run kubectl as the cluster's administrator
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// kubectl's own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Be a machine: what `up` starts
+    #[command(hide = true)]
+    Machine(machine::Args),
+}
+
+/// What a cluster is like.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+pub(crate) struct Options {
+    /// Nodes, beside the control plane, which runs no pods
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
+    nodes: u8,
+    /// How Flannel carries packets of pods between nodes
+    #[arg(long, value_enum, default_value = "vxlan")]
+    backend: Backend,
+    /// How kube-proxy rewrites the addresses of Services
+    #[arg(long, value_enum, default_value = "nftables")]
+    proxy: Proxy,
+    /// Families of pods', Services' and nodes' addresses
+    #[arg(long, value_enum, default_value = "ipv4")]
+    families: Families,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+enum Backend {
+    /// In UDP packets of the node
+    Vxlan,
+    /// As they are, by routes: the nodes share a network
+    HostGw,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+enum Proxy {
+    Nftables,
+    Iptables,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+enum Families {
+    Ipv4,
+    Ipv6,
+    /// Both
+    Dual,
+}
+
+/// Runs `cargo xtask cluster`.
+///
+/// # Errors
+/// It could not run.
+pub(crate) fn main(command: Command) -> Result<ExitCode> {
+    if !process::is_root() {
+        bail!("namespaces and mounts need root");
+    }
+    let state = State::find()?;
+    match command {
+        Command::Up(options) => up::main(&state, &options),
+        Command::Down => down(&state),
+        Command::Status => status(&state),
+        Command::Kubectl { arguments } => kubectl(&state, &arguments),
+        Command::Machine(args) => machine::main(args),
+    }
+}
+
+fn down(state: &State) -> Result<ExitCode> {
+    if !state.exists() {
+        eprintln!("cluster: there is none");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let _lock = state.lock()?;
+    state.remove()?;
+    eprintln!("cluster: removed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(state: &State) -> Result<ExitCode> {
+    let Some(cluster) = state.cluster()? else {
+        println!("{}", if state.exists() { "not ready: `up` is at work, or was interrupted" } else { "there is none" });
+        return Ok(ExitCode::from(1));
+    };
+    let mut well = true;
+    for machine in state.records()? {
+        if !machine.is_alive() {
+            println!("{:<14} is gone", machine.name);
+            well = false;
+            continue;
+        }
+        println!("{:<14} process {}", machine.name, machine.pid);
+        let socket = state.machines().join(format!("{}.sock", machine.name));
+        for Running { name, pid: _, ended, log } in control::ask::<Vec<Running>>(&socket, &Request::List)? {
+            well &= ended.is_none();
+            let how = ended.map_or_else(|| "runs".to_owned(), |how| format!("ended: {how}"));
+            println!("  {name:<24} {how:<20} {}", log.display());
+        }
+    }
+    println!("{:?}", cluster.options);
+    let nodes = up::kubectl(state, &["get", "nodes", "--output=wide"])?;
+    print!("{nodes}");
+    well &= up::ready_nodes(state)? == usize::from(cluster.options.nodes);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn kubectl(state: &State, arguments: &[String]) -> Result<ExitCode> {
+    let record = state.record(CONTROL_PLANE).context("there is no cluster: `cargo xtask cluster up`")?;
+    let installation = installation::Installation::find()?;
+    let mut command = process::command(installation.component("kubectl")?);
+    // Paths in arguments are the caller's.
+    command.current_dir(std::env::current_dir().context("the working directory")?);
+    command.arg("--kubeconfig").arg(state.kubeconfig("admin")).args(arguments);
+    record.network().prepare(&mut command)?;
+    let status = command.status().context("cannot start kubectl")?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
