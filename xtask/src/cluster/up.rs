@@ -47,7 +47,8 @@ pub(super) fn main(state: &State, options: &Options) -> Result<ExitCode> {
     let begin = Instant::now();
     let outcome = start(state, options, recipe).and_then(|()| state.complete(&wanted));
     if let Err(error) = outcome {
-        if error.is::<interrupt::Interrupted>() {
+        // Ctrl-C ends the programs that are run at the moment too, whose failure then comes first.
+        if interrupt::requested() {
             state.remove()?;
             eprintln!("cluster: interrupted; nothing is left of it");
             return Ok(ExitCode::from(130));
