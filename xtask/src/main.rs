@@ -7,6 +7,7 @@
 
 mod bench;
 mod cluster;
+mod image;
 mod lint;
 mod process;
 mod run;
@@ -27,6 +28,8 @@ enum Command {
     /// A real Kubernetes with Flannel in namespaces of this machine
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Build the agent's container image, without a container engine
+    Image(image::Args),
     /// Run the tests, the privileged ones included
     Test(test::Args),
     /// Measure what a packet costs in each program
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::main(&args),
         Command::Run(args) => run::main(args),
         Command::Cluster(command) => cluster::main(command),
+        Command::Image(args) => image::main(&args),
         Command::Test(args) => test::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),
