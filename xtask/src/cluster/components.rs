@@ -75,6 +75,7 @@ impl Components<'_> {
         address.map_or_else(String::new, |address| format!("https://{}", std::net::SocketAddr::new(address, PORT)))
     }
 
+    /// Writes a file that one daemon reads: kube-proxy ends when its file changes.
     fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.state.folder.join(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
@@ -205,7 +206,7 @@ state = "/run/containerd"
 "#,
             sandbox = images::PAUSE
         );
-        let file = self.write("containerd.toml", &config)?;
+        let file = self.write(&format!("{machine}-containerd.toml"), &config)?;
         let arguments = vec!["--config".to_owned(), file.display().to_string()];
         Ok(self.daemon(machine, "containerd", self.cluster.binary("containerd"), arguments))
     }
@@ -230,7 +231,7 @@ state = "/run/containerd"
             // Faster than the defaults, by which a new pod's readiness is seen after up to a minute.
             "syncFrequency": "10s", "nodeStatusUpdateFrequency": "5s", "maxPods": 110,
         });
-        let file = self.write("kubelet.json", &config.to_string())?;
+        let file = self.write(&format!("{machine}-kubelet.json"), &config.to_string())?;
         let addresses: Vec<String> = self.options.families.addresses(index).iter().map(ToString::to_string).collect();
         let arguments = [
             format!("--config={}", file.display()),
@@ -254,7 +255,7 @@ state = "/run/containerd"
             // The size of the connection table is the host's.
             "conntrack": { "maxPerCore": 0 },
         });
-        let file = self.write("kube-proxy.json", &config.to_string())?;
+        let file = self.write(&format!("{machine}-kube-proxy.json"), &config.to_string())?;
         let arguments = vec![format!("--config={}", file.display()), format!("--hostname-override={machine}")];
         Ok(self.daemon(machine, "kube-proxy", self.cluster.binary("kube-proxy"), arguments))
     }
@@ -265,7 +266,7 @@ state = "/run/containerd"
             Backend::Vxlan => json!({ "Type": "vxlan" }),
             Backend::HostGw => json!({ "Type": "host-gw" }),
         };
-        let file = self.write("flannel.json", &config.to_string())?;
+        let file = self.write(&format!("{machine}-flannel.json"), &config.to_string())?;
         let arguments = [
             "--kube-subnet-mgr".to_owned(),
             format!("--kubeconfig-file={}", self.kubeconfig("flannel")),

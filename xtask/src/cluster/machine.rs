@@ -236,11 +236,22 @@ pub(super) fn start(state: &State, name: &str, keep: &[PathBuf]) -> Result<Machi
     })
 }
 
-fn isolate() -> std::io::Result<()> {
+/// Makes a command end with the thread that starts it, which waits for it: an `up` that is killed leaves no client.
+pub(super) fn end_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl is called, with constants.
+    unsafe { command.pre_exec(die_with_parent) };
+}
+
+fn die_with_parent() -> std::io::Result<()> {
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
-        return Err(std::io::Error::last_os_error());
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+fn isolate() -> std::io::Result<()> {
+    die_with_parent()?;
     // Ctrl-C in the terminal is for `up` alone.
     nix::unistd::setsid()?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;

@@ -15,6 +15,7 @@ pub(crate) mod recipe;
 mod state;
 mod up;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +45,11 @@ pub(crate) enum Command {
         /// kubectl's own arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Give every node an image, from an archive that `docker save`, `cargo xtask image` or any other tool has written
+    Load {
+        /// The archive: docker's or OCI's
+        archive: PathBuf,
     },
     /// Be a machine: what `up` starts
     #[command(hide = true)]
@@ -103,6 +109,7 @@ pub(crate) fn main(command: Command) -> Result<ExitCode> {
         Command::Down => down(&state),
         Command::Status => status(&state),
         Command::Kubectl { arguments } => kubectl(&state, &arguments),
+        Command::Load { archive } => load(&state, &archive).map(|()| ExitCode::SUCCESS),
         Command::Machine(args) => machine::main(args),
     }
 }
@@ -143,6 +150,19 @@ fn status(state: &State) -> Result<ExitCode> {
     print!("{nodes}");
     well &= up::ready_nodes(state)? == usize::from(cluster.options.nodes);
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn load(state: &State, archive: &Path) -> Result<()> {
+    let cluster = recipe::Recipe::read()?.installation()?;
+    let nodes: Vec<_> = state.records()?.into_iter().filter(|machine| machine.name != CONTROL_PLANE).collect();
+    if nodes.is_empty() {
+        bail!("there is no cluster: `cargo xtask cluster up`");
+    }
+    for node in nodes {
+        up::import(&cluster, &node, archive)?;
+        eprintln!("cluster: {} has it", node.name);
+    }
+    Ok(())
 }
 
 fn kubectl(state: &State, arguments: &[String]) -> Result<ExitCode> {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::components::{Components, flannel_role};
 use super::control::{Daemon, Request, Running, ask};
+use super::recipe::{Installation, Recipe};
 use super::state::{Cluster, Machine, State};
 use super::{CONTROL_PLANE, Options, machine, network};
 use crate::process;
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(super) fn main(state: &State, options: &Options) -> Result<ExitCode> {
     setup::ensure(&[Need::Packages, Need::ControlPlane, Need::Cluster])?;
-    let recipe = super::recipe::Recipe::read()?.installation()?;
+    let recipe = Recipe::read()?.installation()?;
     let name = recipe.directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let wanted = Cluster { options: options.clone(), recipe: name };
     let lock = state.lock()?;
@@ -75,7 +76,7 @@ fn usage(state: &State) -> Result<()> {
     Ok(())
 }
 
-fn start(state: &State, options: &Options, cluster: super::recipe::Installation) -> Result<()> {
+fn start(state: &State, options: &Options, cluster: Installation) -> Result<()> {
     let control_plane = installation::Installation::find()?;
     let keep: Vec<PathBuf> = vec![state.folder.clone(), control_plane.directory.clone(), cluster.directory.clone()];
     let components = Components { state, options, control_plane: &control_plane, cluster: &cluster };
@@ -138,15 +139,9 @@ fn start_node(components: &Components<'_>, node: &Machine, index: usize, images:
         }
         std::fs::write(lists.join("10-flannel.conflist"), conflist).context("the list of CNI plugins")
     })?;
-    let ctr = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(components.cluster.binary("ctr"));
-        node.place().prepare(&mut command)?;
-        process::output(command.args(["--address", "/run/containerd/containerd.sock"]).args(arguments))
-    };
-    // Not an image service of the kubelet yet: the plugin that the kubelet asks starts last.
-    wait(state, "containerd", || ctr(&["version"]))?;
+    wait(state, "containerd", || process::output(&mut ctr(components.cluster, node, &["version"])?))?;
     for image in images {
-        ctr(&["--namespace", "k8s.io", "images", "import", &image.display().to_string()])?;
+        import(components.cluster, node, image)?;
     }
     run(state, node, &components.kubelet(name, index)?)?;
     // Without it flanneld ends, and would have to be started again.
@@ -159,6 +154,26 @@ fn start_node(components: &Components<'_>, node: &Machine, index: usize, images:
     })?;
     run(state, node, &components.flanneld(name)?)?;
     run(state, node, &components.proxy(name)?)
+}
+
+/// Gives a node's containerd an image, which need not be seen from inside the node.
+pub(super) fn import(cluster: &Installation, node: &Machine, archive: &Path) -> Result<()> {
+    let file = std::fs::File::open(archive).with_context(|| format!("cannot open {}", archive.display()))?;
+    let mut command = ctr(cluster, node, &["--namespace", "k8s.io", "images", "import", "-"])?;
+    let output = command.stdin(file).output().context("cannot start ctr")?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {} is not imported: {}", node.name, archive.display(), message.trim());
+    }
+    Ok(())
+}
+
+fn ctr(cluster: &Installation, node: &Machine, arguments: &[&str]) -> Result<std::process::Command> {
+    let mut command = std::process::Command::new(cluster.binary("ctr"));
+    command.args(["--address", "/run/containerd/containerd.sock"]).args(arguments);
+    node.place().prepare(&mut command)?;
+    machine::end_with_parent(&mut command);
+    Ok(command)
 }
 
 fn step(what: &str) {
@@ -217,6 +232,7 @@ fn admin(state: &State) -> Result<std::process::Command> {
     // A user's own preferences and discovery cache have no place here.
     command.env("HOME", &state.folder).env("KUBECTL_KUBERC", "false").env_remove("KUBECONFIG");
     state.record(CONTROL_PLANE)?.network().prepare(&mut command)?;
+    machine::end_with_parent(&mut command);
     Ok(command)
 }
 
