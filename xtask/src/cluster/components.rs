@@ -25,6 +25,8 @@ pub(super) struct Components<'a> {
     pub(super) options: &'a Options,
     pub(super) control_plane: &'a installation::Installation,
     pub(super) cluster: &'a Installation,
+    /// What containerd runs containers with: a path, or a name to be looked up.
+    pub(super) runtime: PathBuf,
 }
 
 impl Components<'_> {
@@ -203,8 +205,10 @@ state = "/run/containerd"
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
+  BinaryName = "{runtime}"
 "#,
-            sandbox = images::PAUSE
+            sandbox = images::PAUSE,
+            runtime = self.runtime.display()
         );
         let file = self.write(&format!("{machine}-containerd.toml"), &config)?;
         let arguments = vec!["--config".to_owned(), file.display().to_string()];

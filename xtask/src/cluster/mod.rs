@@ -5,6 +5,7 @@
 //! is ready; they go on by themselves. [`state`] keeps what `down` needs to end them, and [`recipe`] says what the
 //! binaries and images are built from.
 
+mod capabilities;
 mod cgroups;
 mod components;
 mod control;

@@ -14,7 +14,7 @@ use super::components::{Components, flannel_role};
 use super::control::{Daemon, Request, Running, ask};
 use super::recipe::{Installation, Recipe};
 use super::state::{Cluster, Machine, State};
-use super::{CONTROL_PLANE, Options, machine, network};
+use super::{CONTROL_PLANE, Options, capabilities, machine, network};
 use crate::process;
 use crate::setup::{self, Need};
 
@@ -79,7 +79,14 @@ fn usage(state: &State) -> Result<()> {
 fn start(state: &State, options: &Options, cluster: Installation) -> Result<()> {
     let control_plane = installation::Installation::find()?;
     let keep: Vec<PathBuf> = vec![state.folder.clone(), control_plane.directory.clone(), cluster.directory.clone()];
-    let components = Components { state, options, control_plane: &control_plane, cluster: &cluster };
+    let withheld = capabilities::withheld()?;
+    let runtime = if withheld.is_empty() {
+        PathBuf::from("runc")
+    } else {
+        eprintln!("cluster: this machine withholds {}: containers run without", withheld.join(", "));
+        capabilities::write_runtime(&state.folder, &withheld)?
+    };
+    let components = Components { state, options, control_plane: &control_plane, cluster: &cluster, runtime };
     let authority = Authority::new(&state.pki())?;
     components.credentials(&authority)?;
     step("the control plane");
