@@ -344,4 +344,6 @@ fn kind_label(kind: &str) -> &'static str {
 }
 
 #[cfg(test)]
+mod manifest_tests;
+#[cfg(test)]
 mod tests;
