@@ -14,7 +14,7 @@ use super::control::Daemon;
 use super::network::CONTROL_PLANE;
 use super::recipe::Installation;
 use super::state::State;
-use super::{Backend, Options, Proxy, images};
+use super::{Backend, Options, Proxy, capabilities, images};
 
 /// The API server's port.
 const PORT: u16 = 6443;
@@ -26,10 +26,32 @@ pub(super) struct Components<'a> {
     pub(super) control_plane: &'a installation::Installation,
     pub(super) cluster: &'a Installation,
     /// What containerd runs containers with: a path, or a name to be looked up.
-    pub(super) runtime: PathBuf,
+    runtime: PathBuf,
 }
 
-impl Components<'_> {
+impl<'a> Components<'a> {
+    /// Of a cluster with its state in a folder.
+    pub(super) fn new(
+        state: &'a State,
+        options: &'a Options,
+        control_plane: &'a installation::Installation,
+        cluster: &'a Installation,
+    ) -> Result<Self> {
+        let withheld = capabilities::withheld()?;
+        let runtime = if withheld.is_empty() {
+            PathBuf::from("runc")
+        } else {
+            eprintln!("cluster: this machine withholds {}: containers run without", withheld.join(", "));
+            capabilities::write_runtime(&state.folder, &withheld)?
+        };
+        Ok(Self { state, options, control_plane, cluster, runtime })
+    }
+
+    /// The folders that machines see as the host does.
+    pub(super) fn keep(&self) -> [PathBuf; 3] {
+        [self.state.folder.clone(), self.control_plane.directory.clone(), self.cluster.directory.clone()]
+    }
+
     /// Issues every certificate and writes every kubeconfig but the nodes' own.
     pub(super) fn credentials(&self, authority: &Authority) -> Result<()> {
         let families = self.options.families;

@@ -12,6 +12,7 @@ mod control;
 pub(crate) mod images;
 mod machine;
 mod network;
+mod nodes;
 pub(crate) mod recipe;
 mod state;
 mod up;
@@ -51,6 +52,16 @@ pub(crate) enum Command {
     Load {
         /// The archive: docker's or OCI's
         archive: PathBuf,
+    },
+    /// Start a node that was killed, or one more than `up` has started, and return when it is ready
+    StartNode {
+        /// Its name: node1, node2, …
+        name: String,
+    },
+    /// End a node as a power failure does
+    KillNode {
+        /// Its name
+        name: String,
     },
     /// Be a machine: what `up` starts
     #[command(hide = true)]
@@ -111,8 +122,19 @@ pub(crate) fn main(command: Command) -> Result<ExitCode> {
         Command::Status => status(&state),
         Command::Kubectl { arguments } => kubectl(&state, &arguments),
         Command::Load { archive } => load(&state, &archive).map(|()| ExitCode::SUCCESS),
+        Command::StartNode { name } => locked(&state, || nodes::start(&state, &name)),
+        Command::KillNode { name } => locked(&state, || nodes::kill(&state, &name)),
         Command::Machine(args) => machine::main(args),
     }
+}
+
+/// Does something to the cluster that is there.
+fn locked(state: &State, work: impl FnOnce() -> Result<()>) -> Result<ExitCode> {
+    if !state.exists() {
+        bail!("there is no cluster: `cargo xtask cluster up`");
+    }
+    let _lock = state.lock()?;
+    work().map(|()| ExitCode::SUCCESS)
 }
 
 fn down(state: &State) -> Result<ExitCode> {
@@ -132,6 +154,7 @@ fn status(state: &State) -> Result<ExitCode> {
         return Ok(ExitCode::from(1));
     };
     let mut well = true;
+    let mut nodes = 0;
     for machine in state.records()? {
         if !machine.is_alive() {
             println!("{:<14} is gone", machine.name);
@@ -139,6 +162,7 @@ fn status(state: &State) -> Result<ExitCode> {
             continue;
         }
         println!("{:<14} process {}", machine.name, machine.pid);
+        nodes += usize::from(machine.name != CONTROL_PLANE);
         let socket = state.machines().join(format!("{}.sock", machine.name));
         for Running { name, pid: _, ended, log } in control::ask::<Vec<Running>>(&socket, &Request::List)? {
             well &= ended.is_none();
@@ -147,9 +171,8 @@ fn status(state: &State) -> Result<ExitCode> {
         }
     }
     println!("{:?}", cluster.options);
-    let nodes = up::kubectl(state, &["get", "nodes", "--output=wide"])?;
-    print!("{nodes}");
-    well &= up::ready_nodes(state)? == usize::from(cluster.options.nodes);
+    print!("{}", up::kubectl(state, &["get", "nodes", "--output=wide"])?);
+    well &= up::ready_nodes(state)? == nodes;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -160,7 +183,7 @@ fn load(state: &State, archive: &Path) -> Result<()> {
         bail!("there is no cluster: `cargo xtask cluster up`");
     }
     for node in nodes {
-        up::import(&cluster, &node, archive)?;
+        nodes::import(&cluster, &node, archive)?;
         eprintln!("cluster: {} has it", node.name);
     }
     Ok(())

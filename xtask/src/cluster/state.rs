@@ -126,6 +126,24 @@ impl State {
         found.with_context(|| format!("there is no machine {name}"))
     }
 
+    /// Ends one machine and removes its record.
+    pub(super) fn end(&self, machine: &Machine) -> Result<()> {
+        machine.kill()?;
+        machine.wait()?;
+        machine.remove_cgroups()?;
+        // The record last: until then the machine can be found.
+        for file in [format!("{}.sock", machine.name), format!("{}.json", machine.name)] {
+            let path = self.machines().join(file);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Ends every machine and removes the folder. What is gone already is no error.
     pub(super) fn remove(&self) -> Result<()> {
         let records = self.records()?;

@@ -1,6 +1,5 @@
 //! Starting a cluster, step by step; the steps of all nodes at the same time.
 
-use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use super::components::{Components, flannel_role};
 use super::control::{Daemon, Request, Running, ask};
 use super::recipe::{Installation, Recipe};
 use super::state::{Cluster, Machine, State};
-use super::{CONTROL_PLANE, Options, capabilities, machine, network};
+use super::{CONTROL_PLANE, Options, machine, network, nodes};
 use crate::process;
 use crate::setup::{self, Need};
 
@@ -46,7 +45,7 @@ pub(super) fn main(state: &State, options: &Options) -> Result<ExitCode> {
     };
     interrupt::listen()?;
     let begin = Instant::now();
-    let outcome = start(state, options, recipe).and_then(|()| state.complete(&wanted));
+    let outcome = start(state, options, &recipe).and_then(|()| state.complete(&wanted));
     if let Err(error) = outcome {
         // Ctrl-C ends the programs that are run at the moment too, whose failure then comes first.
         if interrupt::requested() {
@@ -76,46 +75,35 @@ fn usage(state: &State) -> Result<()> {
     Ok(())
 }
 
-fn start(state: &State, options: &Options, cluster: Installation) -> Result<()> {
+fn start(state: &State, options: &Options, cluster: &Installation) -> Result<()> {
     let control_plane = installation::Installation::find()?;
-    let keep: Vec<PathBuf> = vec![state.folder.clone(), control_plane.directory.clone(), cluster.directory.clone()];
-    let withheld = capabilities::withheld()?;
-    let runtime = if withheld.is_empty() {
-        PathBuf::from("runc")
-    } else {
-        eprintln!("cluster: this machine withholds {}: containers run without", withheld.join(", "));
-        capabilities::write_runtime(&state.folder, &withheld)?
-    };
-    let components = Components { state, options, control_plane: &control_plane, cluster: &cluster, runtime };
+    let components = Components::new(state, options, &control_plane, cluster)?;
     let authority = Authority::new(&state.pki())?;
     components.credentials(&authority)?;
     step("the control plane");
-    let main = machine::start(state, CONTROL_PLANE, &keep)?;
+    let main = machine::start(state, CONTROL_PLANE, &components.keep())?;
     network::control_plane(&main, options.families)?;
     run(state, &main, &components.etcd(CONTROL_PLANE)?)?;
     run(state, &main, &components.api_server(CONTROL_PLANE)?)?;
+    for index in 1..=usize::from(options.nodes) + nodes::SPARE {
+        components.node_credentials(&authority, &nodes::name(index))?;
+    }
     // Nodes are made while the API server starts.
-    let mut nodes = Vec::new();
+    let mut machines = Vec::new();
     for index in 1..=usize::from(options.nodes) {
-        let name = format!("node{index}");
-        components.node_credentials(&authority, &name)?;
-        let node = machine::start(state, &name, &keep)?;
-        network::node(&main, &node, index, options.families)?;
-        run(state, &node, &components.containerd(&name)?)?;
-        nodes.push((index, node));
+        machines.push((index, nodes::begin(&components, &main, index)?));
     }
     wait(state, "the API server", || kubectl(state, &["get", "--raw", "/readyz"]))?;
     run(state, &main, &components.controller_manager(CONTROL_PLANE))?;
     run(state, &main, &components.scheduler(CONTROL_PLANE))?;
     apply(state, &flannel_role())?;
     step("the nodes");
-    let images = cluster.images()?;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = nodes
+        let threads: Vec<_> = machines
             .iter()
             .map(|(index, node)| {
-                let (components, images) = (&components, &images);
-                scope.spawn(move || start_node(components, node, *index, images))
+                let components = &components;
+                scope.spawn(move || nodes::finish(components, node, *index))
             })
             .collect();
         threads
@@ -124,76 +112,24 @@ fn start(state: &State, options: &Options, cluster: Installation) -> Result<()> 
     })?;
     wait(state, "the nodes", || {
         let ready = ready_nodes(state)?;
-        if ready < nodes.len() {
-            bail!("{ready} of {} nodes are ready", nodes.len());
+        if ready < machines.len() {
+            bail!("{ready} of {} nodes are ready", machines.len());
         }
         Ok(())
     })
-}
-
-fn start_node(components: &Components<'_>, node: &Machine, index: usize, images: &[PathBuf]) -> Result<()> {
-    let (state, name) = (components.state, node.name.as_str());
-    let plugins = components.cluster.plugins();
-    let conflist = components.conflist().to_string();
-    node.place().run(move || {
-        let (programs, lists) = (Path::new("/opt/cni/bin"), Path::new("/etc/cni/net.d"));
-        for folder in [programs, lists] {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        for entry in std::fs::read_dir(&plugins).context("the CNI plugins")?.flatten() {
-            let link = programs.join(entry.file_name());
-            std::os::unix::fs::symlink(entry.path(), &link).with_context(|| link.display().to_string())?;
-        }
-        std::fs::write(lists.join("10-flannel.conflist"), conflist).context("the list of CNI plugins")
-    })?;
-    wait(state, "containerd", || process::output(&mut ctr(components.cluster, node, &["version"])?))?;
-    for image in images {
-        import(components.cluster, node, image)?;
-    }
-    run(state, node, &components.kubelet(name, index)?)?;
-    // Without it flanneld ends, and would have to be started again.
-    wait(state, "the controller manager", || {
-        let block = kubectl(state, &["get", "node", name, "--output=jsonpath={.spec.podCIDR}"])?;
-        if block.is_empty() {
-            bail!("{name} has no pod CIDR");
-        }
-        Ok(())
-    })?;
-    run(state, node, &components.flanneld(name)?)?;
-    run(state, node, &components.proxy(name)?)
-}
-
-/// Gives a node's containerd an image, which need not be seen from inside the node.
-pub(super) fn import(cluster: &Installation, node: &Machine, archive: &Path) -> Result<()> {
-    let file = std::fs::File::open(archive).with_context(|| format!("cannot open {}", archive.display()))?;
-    let mut command = ctr(cluster, node, &["--namespace", "k8s.io", "images", "import", "-"])?;
-    let output = command.stdin(file).output().context("cannot start ctr")?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: {} is not imported: {}", node.name, archive.display(), message.trim());
-    }
-    Ok(())
-}
-
-fn ctr(cluster: &Installation, node: &Machine, arguments: &[&str]) -> Result<std::process::Command> {
-    let mut command = std::process::Command::new(cluster.binary("ctr"));
-    command.args(["--address", "/run/containerd/containerd.sock"]).args(arguments);
-    node.place().prepare(&mut command)?;
-    machine::end_with_parent(&mut command);
-    Ok(command)
 }
 
 fn step(what: &str) {
     eprintln!("cluster: starting {what}");
 }
 
-fn run(state: &State, machine: &Machine, daemon: &Daemon) -> Result<()> {
+pub(super) fn run(state: &State, machine: &Machine, daemon: &Daemon) -> Result<()> {
     let socket = state.machines().join(format!("{}.sock", machine.name));
     ask(&socket, &Request::Start(daemon.clone()))
 }
 
 /// Waits until `ready` succeeds, for as long as every daemon runs.
-fn wait<T>(state: &State, what: &str, mut ready: impl FnMut() -> Result<T>) -> Result<()> {
+pub(super) fn wait<T>(state: &State, what: &str, mut ready: impl FnMut() -> Result<T>) -> Result<()> {
     let begin = Instant::now();
     loop {
         if interrupt::requested() {
