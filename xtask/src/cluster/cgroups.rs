@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use super::state::remove_groups;
+
 /// The hierarchies of the host.
 pub(super) struct Hierarchies {
     mounted: Vec<Hierarchy>,
@@ -40,6 +42,20 @@ impl Hierarchies {
     /// The groups of a machine.
     pub(super) fn groups(&self, machine: &str) -> Vec<PathBuf> {
         self.mounted.iter().map(|hierarchy| hierarchy.group(machine)).collect()
+    }
+
+    /// Removes what machines have left whose records are gone. A group that has processes stays.
+    pub(super) fn sweep(&self) {
+        for hierarchy in &self.mounted {
+            let group = hierarchy.group("");
+            let (Some(parent), Some(prefix)) = (group.parent(), group.file_name()) else { continue };
+            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&*prefix.to_string_lossy()) {
+                    // Busy: of a cluster with another state.
+                    let _ = remove_groups(&entry.path());
+                }
+            }
+        }
     }
 
     /// Makes the groups, moves this process there, and makes them the roots of what it sees.

@@ -122,7 +122,9 @@ impl<'a> Components<'a> {
             program,
             arguments,
             // Unused memory goes back sooner: many nodes share one host.
-            environment: vec![("PATH".to_owned(), path), ("GOGC".to_owned(), "50".to_owned())],
+            environment: [("PATH", path.as_str()), ("HOME", "/root"), ("GOGC", "50")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
             log: self.state.logs().join(format!("{machine}-{name}.log")),
         }
     }

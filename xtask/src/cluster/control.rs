@@ -20,7 +20,7 @@ pub(super) struct Daemon {
     /// The executable's path, and its arguments.
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
-    /// Added to the machine's environment.
+    /// All that is in its environment.
     pub(super) environment: Vec<(String, String)>,
     /// What it prints goes here.
     pub(super) log: PathBuf,

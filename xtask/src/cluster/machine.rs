@@ -82,6 +82,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let daemons = Daemons::default();
     let reaper = daemons.clone();
     std::thread::spawn(move || reaper.reap());
+    let path = record.path(&state);
+    std::thread::spawn(move || end_without(&path));
     // From here on the listener answers: `up` knows by the first answer that the machine is there.
     for stream in listener.incoming() {
         let served = control::answer(stream.context("accept")?, |request| match request {
@@ -106,7 +108,8 @@ impl Daemons {
         let output = output.with_context(|| format!("cannot open {}", log.display()))?;
         let errors = output.try_clone().context("dup")?;
         let mut command = Command::new(program);
-        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+        // Not the caller's: a proxy that is set there would be asked for the API server.
+        command.args(arguments).env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
         command.current_dir("/").stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         // Held while it starts: a daemon that ends at once is then known when it is reaped, and the standard library
         // can wait by itself for one that cannot be executed.
@@ -141,6 +144,14 @@ impl Daemons {
             }
         }
     }
+}
+
+/// Ends the machine when its record is gone, as when somebody has emptied the cache: nothing else would.
+fn end_without(record: &Path) {
+    while record.exists() {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    std::process::exit(0);
 }
 
 /// Makes the machine's root and goes there.

@@ -17,6 +17,7 @@ pub(crate) mod recipe;
 mod state;
 mod up;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -107,6 +108,20 @@ enum Families {
     Dual,
 }
 
+impl fmt::Display for Options {
+    /// As `up` takes them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { nodes, backend, proxy, families } = self;
+        let (backend, proxy, families) = (name(*backend), name(*proxy), name(*families));
+        write!(f, "--nodes {nodes} --backend {backend} --proxy {proxy} --families {families}")
+    }
+}
+
+/// What a value is called on the command line.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// Runs `cargo xtask cluster`.
 ///
 /// # Errors
@@ -139,6 +154,7 @@ fn locked(state: &State, work: impl FnOnce() -> Result<()>) -> Result<ExitCode> 
 
 fn down(state: &State) -> Result<ExitCode> {
     if !state.exists() {
+        cgroups::Hierarchies::read()?.sweep();
         eprintln!("cluster: there is none");
         return Ok(ExitCode::SUCCESS);
     }
@@ -170,7 +186,7 @@ fn status(state: &State) -> Result<ExitCode> {
             println!("  {name:<24} {how:<20} {}", log.display());
         }
     }
-    println!("{:?}", cluster.options);
+    println!("started with {}", cluster.options);
     print!("{}", up::kubectl(state, &["get", "nodes", "--output=wide"])?);
     well &= up::ready_nodes(state)? == nodes;
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(1) })
@@ -196,7 +212,29 @@ fn kubectl(state: &State, arguments: &[String]) -> Result<ExitCode> {
     // Paths in arguments are the caller's.
     command.current_dir(std::env::current_dir().context("the working directory")?);
     command.arg("--kubeconfig").arg(state.kubeconfig("admin")).args(arguments);
+    // No proxy reaches the cluster's own network.
+    command.env("NO_PROXY", "*").env("no_proxy", "*");
     record.network().prepare(&mut command)?;
     let status = command.status().context("cannot start kubectl")?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn options_are_printed_as_they_are_given() {
+        let text = "--nodes 2 --backend host-gw --proxy iptables --families dual";
+        let line = Line::parse_from(std::iter::once("up").chain(text.split(' ')));
+        assert_eq!(line.options.to_string(), text);
+    }
 }

@@ -166,8 +166,12 @@ impl State {
 impl Machine {
     /// Writes the record, whole or not at all.
     pub(super) fn write(&self, state: &State) -> Result<()> {
-        let path = state.machines().join(format!("{}.json", self.name));
-        write(&path, &serde_json::to_vec(self).context("a machine's record")?)
+        write(&self.path(state), &serde_json::to_vec(self).context("a machine's record")?)
+    }
+
+    /// Where the record is.
+    pub(super) fn path(&self, state: &State) -> PathBuf {
+        state.machines().join(format!("{}.json", self.name))
     }
 
     /// Whether its first process is still that process.
@@ -227,7 +231,7 @@ impl Machine {
 }
 
 /// Removes a control group with all below it. Its files go with it and cannot be removed by themselves.
-fn remove_groups(group: &Path) -> std::io::Result<()> {
+pub(super) fn remove_groups(group: &Path) -> std::io::Result<()> {
     let entries = match fs::read_dir(group) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,

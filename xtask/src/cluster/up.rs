@@ -34,7 +34,7 @@ pub(super) fn main(state: &State, options: &Options) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Some(there) if records.iter().any(Machine::is_alive) => {
-            bail!("another cluster is up, {:?}: `cargo xtask cluster down` first", there.options);
+            bail!("another cluster is up, with {}: `cargo xtask cluster down` first", there.options);
         }
         // Left by an `up` that was interrupted, or by a machine that has been restarted since.
         Some(_) | None => {
@@ -174,6 +174,7 @@ fn admin(state: &State) -> Result<std::process::Command> {
     command.arg("--kubeconfig").arg(state.kubeconfig("admin"));
     // A user's own preferences and discovery cache have no place here.
     command.env("HOME", &state.folder).env("KUBECTL_KUBERC", "false").env_remove("KUBECONFIG");
+    command.env("NO_PROXY", "*").env("no_proxy", "*");
     state.record(CONTROL_PLANE)?.network().prepare(&mut command)?;
     machine::end_with_parent(&mut command);
     Ok(command)
