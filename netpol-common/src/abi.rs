@@ -472,8 +472,18 @@ pub type Digest = [u8; 16];
 pub struct AgentState {
     /// The last epoch given out. Epochs skip 0 and wrap.
     pub epoch: u32,
-    /// 1 once the first full programming on this node was done.
-    pub programmed: u32,
+    /// How far the first start on this node has come: one of [`progress`].
+    pub progress: u32,
+}
+
+/// Steps of the first start, in [`AgentState`].
+pub mod progress {
+    /// Nothing is attached by us: what runs was there before, and is adopted.
+    pub const NOTHING: u32 = 0;
+    /// What ran was adopted. Whatever appears from now on is pending until its pod is known.
+    pub const ADOPTED: u32 = 1;
+    /// Everything was programmed once.
+    pub const PROGRAMMED: u32 = 2;
 }
 
 /// Map sizes that do not depend on configuration. Those that do are set when the object is loaded.

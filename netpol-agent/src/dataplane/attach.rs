@@ -266,7 +266,7 @@ pub fn detach_filters(ifindex: u32) -> Result<(), AttachError> {
 }
 
 /// The current name of an interface. aya attaches by name, so a rename in between fails, and the caller tries again.
-fn interface_name(ifindex: u32) -> Option<String> {
+pub(crate) fn interface_name(ifindex: u32) -> Option<String> {
     let mut buffer = [0; libc::IF_NAMESIZE];
     // SAFETY: a buffer of IF_NAMESIZE bytes, as the call wants.
     let name = unsafe { libc::if_indextoname(ifindex, buffer.as_mut_ptr()) };

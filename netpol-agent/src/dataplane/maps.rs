@@ -203,12 +203,6 @@ impl Maps {
         }
     }
 
-    /// The word of an endpoint as it is in force.
-    #[must_use]
-    pub fn word(&self, endpoint: u32) -> Option<EndpointWord> {
-        self.words.get(endpoint)
-    }
-
     /// What the agent keeps for its successor.
     pub fn state(&self) -> Result<AgentState, MapsError> {
         self.state.get(&0, 0).map_err(map_error(names::AGENT_STATE))
@@ -327,11 +321,6 @@ impl Maps {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
             other => other.map_err(map_error(names::CONFIRMED)),
         }
-    }
-
-    /// Number of flows without and with a reply.
-    pub fn flow_counts(&self) -> Result<(usize, usize), MapsError> {
-        Ok((self.embryonic.keys()?.len(), self.confirmed.keys()?.len()))
     }
 
     /// Sets all counters of an endpoint to zero, before its number is given to another pod.

@@ -96,8 +96,6 @@ pub struct Dataplane {
     /// Typed maps.
     pub maps: Maps,
     attacher: Attacher,
-    /// Whether maps of an earlier agent were adopted.
-    pub adopted: bool,
 }
 
 impl Dataplane {
@@ -106,6 +104,12 @@ impl Dataplane {
         let pins = Pins::open(&config.bpf_root)?;
         let present = names::ALL.iter().filter(|name| pins.map(name).exists()).count();
         let adopted = present == names::ALL.len();
+        let programs = [Direction::Egress, Direction::Ingress].map(|direction| pins.program(program_name(direction)));
+        if !adopted && programs.iter().any(|path| path.exists()) {
+            // Programs are pinned after all maps: somebody took maps away. Building new ones would let everything pass.
+            let map = names::ALL.into_iter().find(|name| !pins.map(name).exists()).unwrap_or_default();
+            return Err(DataplaneError::Incompatible { map, difference: "it is missing".to_owned() });
+        }
         if !adopted && present > 0 {
             // A first start that was cut off half way: nothing is attached before all maps are pinned.
             warn!(present, "found part of a map set, building a new one");
@@ -120,7 +124,7 @@ impl Dataplane {
         let attacher = Attacher::open(&pins, mechanism)?;
         let maps = Maps::open(&pins)?;
         info!(?mechanism, adopted, "datapath ready");
-        Ok(Self { pins, maps, attacher, adopted })
+        Ok(Self { pins, maps, attacher })
     }
 
     /// Attaches both programs to an interface.
@@ -141,14 +145,6 @@ impl Dataplane {
     /// Puts our programs first on an interface.
     pub fn go_first(&self, ifindex: u32) -> Result<(), DataplaneError> {
         Ok(self.attacher.go_first(&self.pins, ifindex)?)
-    }
-
-    /// Forgets the links of an interface that somebody else has detached, so that attaching makes new ones.
-    pub fn forget_links(&self, ifindex: u32) -> Result<(), DataplaneError> {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            Pins::remove(&self.pins.link(ifindex, direction))?;
-        }
-        Ok(())
     }
 
     /// Elements that a map has room for.

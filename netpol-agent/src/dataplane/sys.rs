@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_QUERY: libc::c_int = 16;
@@ -241,27 +240,6 @@ struct Batch {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
-}
-
-/// Writes many elements of a map with one call. Answers how many were written before an error.
-///
-/// Not every map type has it on every kernel (LPM tries from 5.13 on): the caller writes one by one where this fails.
-pub fn update_batch<K: aya::Pod, V: aya::Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> Result<(), (usize, SyscallError)> {
-    assert_eq!(keys.len(), values.len(), "a value for each key");
-    let mut attribute = Batch {
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: keys.len() as u32,
-        map_fd: map.as_raw_fd() as u32,
-        ..Batch::default()
-    };
-    bpf(BPF_MAP_UPDATE_BATCH, "bpf(BPF_MAP_UPDATE_BATCH)", &mut attribute)
-        .map(drop)
-        .map_err(|error| (attribute.count as usize, error))
 }
 
 /// Reads a whole hash map in batches. Elements that come and go meanwhile may be missed or seen twice.

@@ -84,6 +84,14 @@ impl LocalPods {
         let _pod = self.by_uid.remove(uid);
     }
 
+    /// The pod of this node whose UID fits: what an earlier agent knew of an interface.
+    #[must_use]
+    pub fn by_uid(&self, fits: impl Fn(&str) -> bool, records: &[Recorded]) -> Option<Identity> {
+        let (uid, pod) = self.by_uid.iter().find(|(uid, _)| fits(uid))?;
+        let recorded = records.iter().filter(|record| record.uid == *uid).flat_map(|record| record.addresses.iter());
+        Some(Identity { pod: pod.name.clone(), uid: uid.clone(), addresses: recorded.copied().collect() })
+    }
+
     /// The pod that a record names for this link. The hardware address, where recorded, must agree: names are reused.
     #[must_use]
     pub fn by_record(&self, link: &Link, records: &[Recorded]) -> Option<Identity> {

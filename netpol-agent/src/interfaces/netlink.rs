@@ -45,14 +45,6 @@ pub enum NetlinkError {
         /// The kernel's errno.
         source: io::Error,
     },
-    /// A message could not be decoded.
-    #[error("netlink answer to {request}: {message}")]
-    Decode {
-        /// What was asked.
-        request: &'static str,
-        /// What is wrong with it.
-        message: String,
-    },
 }
 
 fn syscall(call: &'static str) -> impl FnOnce(io::Error) -> NetlinkError {
@@ -136,32 +128,63 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    fn dump(
+    /// One dump, repeated while the kernel says that the list changed under it.
+    fn dump<T>(
         &mut self,
         request: &'static str,
-        message: RouteNetlinkMessage,
+        message: &RouteNetlinkMessage,
+        each: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        /// A list that never holds still is taken as it is: callers look again.
+        const ATTEMPTS: usize = 5;
+        let mut found = Vec::new();
+        for _ in 0..ATTEMPTS {
+            found.clear();
+            if self.dump_once(request, message, |message| found.extend(each(message)))? {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Answers whether the dump is of one moment.
+    fn dump_once(
+        &mut self,
+        request: &'static str,
+        message: &RouteNetlinkMessage,
         mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<(), NetlinkError> {
+    ) -> Result<bool, NetlinkError> {
+        /// `NLM_F_DUMP_INTR`.
+        const INTERRUPTED: u16 = 0x10;
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_DUMP | NLM_F_REQUEST;
         header.sequence_number = self.sequence;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message.clone()));
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
         let _sent = self.socket.send(&bytes, 0).map_err(syscall("send"))?;
         let mut buffer = vec![0_u8; BUFFER];
+        let mut whole = true;
         loop {
             let received = self.socket.recv(&mut &mut buffer[..], 0).map_err(syscall("recv"))?;
             for reply in messages(&buffer[..received]) {
-                let reply = reply.map_err(|message| NetlinkError::Decode { request, message })?;
+                let reply = match reply {
+                    Ok(reply) => reply,
+                    // One device that this version cannot read must not hide all others.
+                    Err(error) => {
+                        tracing::warn!(request, error, "left out of a netlink answer");
+                        continue;
+                    }
+                };
                 // An answer to an earlier request that failed half way.
                 if reply.header.sequence_number != self.sequence {
                     continue;
                 }
+                whole &= reply.header.flags & INTERRUPTED == 0;
                 match reply.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(_) => return Ok(whole),
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(NetlinkError::Refused { request, source: error.to_io() });
                     }
@@ -174,13 +197,11 @@ impl Netlink {
 
     /// All links of this namespace.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let mut links = Vec::new();
-        self.dump("RTM_GETLINK", RouteNetlinkMessage::GetLink(LinkMessage::default()), |message| {
-            if let RouteNetlinkMessage::NewLink(message) = message {
-                links.push(link(message));
-            }
-        })?;
-        Ok(links)
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.dump("RTM_GETLINK", &request, |message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(link(message)),
+            _ => None,
+        })
     }
 
     /// All addresses of this node, loopback included: each is "the pod's own node" as a source (decision D7).
@@ -209,23 +230,28 @@ impl Netlink {
             if let Some(id) = namespace {
                 message.attributes.push(AddressAttribute::TargetNetNsId(id));
             }
-            self.dump("RTM_GETADDR", RouteNetlinkMessage::GetAddress(message), |message| {
-                if let RouteNetlinkMessage::NewAddress(message) = message {
-                    let mut address = None;
-                    for attribute in &message.attributes {
-                        match attribute {
-                            // On point-to-point devices IFA_ADDRESS is the peer's; IFA_LOCAL, where there is one, is ours.
-                            AddressAttribute::Local(local) => address = Some(*local),
-                            AddressAttribute::Address(other) if address.is_none() => address = Some(*other),
-                            _ => {}
-                        }
-                    }
-                    found.extend(address.map(|address| (message.header.index, address)));
-                }
-            })?;
+            let request = RouteNetlinkMessage::GetAddress(message);
+            found.extend(self.dump("RTM_GETADDR", &request, |message| match message {
+                RouteNetlinkMessage::NewAddress(message) => device_address(&message),
+                _ => None,
+            })?);
         }
         Ok(found)
     }
+}
+
+/// Device and address of an answer. On point-to-point devices IFA_ADDRESS is the peer's; IFA_LOCAL, where there is one,
+/// is ours.
+fn device_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => address = Some(*local),
+            AddressAttribute::Address(other) if address.is_none() => address = Some(*other),
+            _ => {}
+        }
+    }
+    address.map(|address| (message.header.index, address))
 }
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, String>> + use<'_> {

@@ -162,7 +162,8 @@ fn seed(
         ];
         for (owner, tuple, who) in views {
             let Some((ifindex, number)) = owner else { continue };
-            let own_node = who == initiator::PEER && node.contains(&tuple.destination);
+            // Not the reply's destination: a masquerade has put an address of the node there for a client from outside.
+            let own_node = who == initiator::PEER && node.contains(&original.source);
             let key = FlowKey {
                 ifindex: *ifindex,
                 local_port: tuple.source_port,
@@ -182,8 +183,11 @@ fn seed(
                 admission: if own_node { admission::OWN_NODE } else { admission::POLICY },
                 stamp: 0,
             };
-            dataplane.maps.seed_flow(key, row)?;
-            seeded += 1;
+            match dataplane.maps.seed_flow(key, row) {
+                Ok(()) => seeded += 1,
+                // One connection less that survives; all that follows is worth more.
+                Err(error) => warn!(%error, "could not plant a flow"),
+            }
         }
     }
     Ok(seeded)
@@ -201,7 +205,15 @@ impl Engine {
         let records = cni::read(&self.config.cni_cache);
         for ifindex in unidentified {
             let Some(port) = self.ports.get(ifindex).cloned() else { continue };
-            let identity = self.pods.by_record(&port.link, &records).or_else(|| {
+            // What an earlier agent knew comes first: addresses behind an interface are the pod's to change.
+            let known = port.endpoint.and_then(|number| self.numbers.digest(number));
+            let was_known = known.is_some_and(|known| known != numbers::digest(ifindex, None));
+            let fits = |uid: &str| known == Some(numbers::digest(ifindex, Some(uid)));
+            let identity = self.pods.by_uid(fits, &records).or_else(|| self.pods.by_record(&port.link, &records));
+            let identity = identity.or_else(|| {
+                if was_known {
+                    return None;
+                }
                 let found = peer_addresses(&mut self.netlink, &port);
                 self.pods.by_address(&found, port.seen, |uid| self.ports.has_uid(uid))
             });
@@ -239,8 +251,14 @@ impl Engine {
                     warn!(pod = %identity.pod, "no endpoint number left; the pod stays pending, raise --max-endpoints");
                     return;
                 };
-                if let Err(error) = self.dataplane.maps.reset_counters(number) {
-                    warn!(number, %error, "could not reset counters");
+                // Nothing of an earlier bearer of the number may be left: neither its counts nor its window.
+                let options = MapOp::SetOptions { endpoint: number, options: EndpointOptions::default() };
+                let cleared = self.dataplane.maps.reset_counters(number);
+                if let Err(error) = cleared.and_then(|()| self.dataplane.maps.apply(&options)) {
+                    self.state.map_update_failed(error.map(), error.errno());
+                    warn!(number, %error, "could not clear an endpoint number; the pod stays pending");
+                    self.numbers.release(number, now);
+                    return;
                 }
                 number
             }
@@ -256,9 +274,7 @@ impl Engine {
         port.identity = Some(identity);
         let port = port.clone();
         self.tell_compiler(&port);
-        if port.seen.is_some() {
-            self.oldest = self.oldest.or(port.seen);
-        }
+        self.oldest = [self.oldest, port.seen].into_iter().flatten().min();
     }
 
     fn tell_compiler(&mut self, port: &Port) {
@@ -341,10 +357,12 @@ impl Engine {
                 continue;
             };
             counts.managed += 1;
-            let namespace = port.identity.as_ref().map(|identity| identity.pod.namespace.clone()).unwrap_or_default();
-            let _none = namespaces.insert(number, namespace);
+            // An adopted port whose pod is not known yet is counted once it is, all under its own namespace.
+            if let Some(identity) = &port.identity {
+                let _none = namespaces.insert(number, identity.pod.namespace.clone());
+            }
             if let Some(endpoint) = self.compiler.endpoint_state(number) {
-                counts.ready += usize::from(endpoint.ready && port.in_force);
+                counts.ready += usize::from(endpoint.ready && port.in_force && port.attached);
                 counts.isolated_ingress += usize::from(endpoint.ingress_isolated);
                 counts.isolated_egress += usize::from(endpoint.egress_isolated);
             }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, names, setting_flags};
+use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, names, progress, setting_flags};
 use netpol_policy::compile::{Capacities, Change, Compiler, MapOp};
 use netpol_policy::decode::{Kind, Object};
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, Established, Pending};
 use crate::dataplane::Dataplane;
-use crate::dataplane::attach::{Mechanism, Place};
+use crate::dataplane::attach::{self, Mechanism, Place};
 use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
 use crate::intake::Intake;
 use crate::interfaces::identity::LocalPods;
@@ -51,6 +51,8 @@ const BURST: usize = 512;
 const WRITES_PER_TURN: usize = 256;
 /// How often attachments are compared with what should be (decision D14).
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
+/// How soon a failed attachment is tried again: a rename in between is over at once.
+const ATTACH_AGAIN: Duration = Duration::from_millis(100);
 /// The longest sleep: the heartbeat that liveness is judged by.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the reverse orientation is tried for pods that were running before the agent (decision D5).
@@ -81,6 +83,8 @@ pub struct Engine {
     next_verify: Instant,
     next_plan: Option<u64>,
     identify_at: Option<Instant>,
+    /// When to try again to attach where it failed.
+    attach_at: Option<Instant>,
     /// Commands that came while a plan was being written, in their order.
     backlog: VecDeque<Command>,
 }
@@ -95,7 +99,7 @@ impl Engine {
         dataplane.maps.set_settings(settings(&config))?;
         let mut netlink = Netlink::open()?;
         let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
-        let first_run = dataplane.maps.state()?.programmed == 0;
+        let first_run = dataplane.maps.state()?.progress == progress::NOTHING;
         let mut ports = Ports::new(config.pod_bridge.as_str());
         observe_all(&mut ports, &mut netlink, None)?;
         let mut reverse_until = BTreeMap::new();
@@ -109,6 +113,10 @@ impl Engine {
                 &mut numbers,
                 &mut reverse_until,
             )?;
+        }
+        if first_run {
+            let state = AgentState { progress: progress::ADOPTED, ..dataplane.maps.state()? };
+            dataplane.maps.set_state(state)?;
         }
         let now = Instant::now();
         let namespaces = EndpointNamespaces::default();
@@ -128,6 +136,7 @@ impl Engine {
             next_verify: now + VERIFY_EVERY,
             next_plan: None,
             identify_at: None,
+            attach_at: None,
             backlog: VecDeque::new(),
             config,
             state,
@@ -138,7 +147,7 @@ impl Engine {
             reverse_until,
         };
         engine.attach_all();
-        engine.read_node_addresses()?;
+        engine.read_node_addresses();
         info!(
             ports = engine.ports.iter().count(),
             first_run,
@@ -166,32 +175,38 @@ impl Engine {
                     Some(Command::Stop) => return Ok(()),
                     Some(Command::Blind(error)) => return Err(error).context("following links"),
                     Some(Command::Source(envelope)) => self.take_event(*envelope),
-                    Some(Command::Link(event)) => self.take_link(event)?,
+                    Some(Command::Link(event)) => self.take_link(event),
                     None => break,
                 }
                 next = self.backlog.pop_front().or_else(|| commands.try_recv().ok());
             }
             self.backlog.extend(next);
+            self.look_up_from_work(&mut commands);
             self.tick(&mut commands)?;
         }
     }
 
     /// Between two writes of a long plan: new interfaces are attached at once, the rest waits its turn.
-    fn look_up_from_work(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
+    fn look_up_from_work(&mut self, commands: &mut mpsc::Receiver<Command>) {
         self.state.beat();
         while let Ok(command) = commands.try_recv() {
             match command {
-                Command::Link(event) => self.take_link(event)?,
+                Command::Link(event) => self.take_link(event),
                 later @ (Command::Source(_) | Command::Stop | Command::Blind(_)) => self.backlog.push_back(later),
             }
         }
-        Ok(())
     }
 
     fn next_wake(&self) -> Duration {
         let now = Instant::now();
         let mut wait = HEARTBEAT.min(self.next_verify.saturating_duration_since(now));
-        if let Some(at) = self.identify_at {
+        // Nobody can be identified before the pods are listed.
+        if self.intake.all_listed()
+            && let Some(at) = self.identify_at
+        {
+            wait = wait.min(at.saturating_duration_since(now));
+        }
+        if let Some(at) = self.attach_at {
             wait = wait.min(at.saturating_duration_since(now));
         }
         if let Some(at_ms) = self.next_plan {
@@ -216,7 +231,7 @@ impl Engine {
             self.oldest = Some(self.oldest.map_or(seen, |oldest| oldest.min(seen)));
             match &change {
                 Change::Upsert(Object::Pod(pod)) => {
-                    self.pods.observe(pod, self.config.node.as_str(), Instant::now());
+                    self.pods.observe(pod, self.config.node.as_str(), seen);
                     if pod.node == self.config.node.as_str() {
                         // Its status may name the pod behind a pending interface.
                         self.identify_at = Some(Instant::now());
@@ -229,7 +244,7 @@ impl Engine {
         }
     }
 
-    fn take_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+    fn take_link(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Changed(link) => {
                 let change = self.ports.observe(link, Some(Instant::now()));
@@ -239,14 +254,13 @@ impl Engine {
                 let change = self.ports.gone(ifindex);
                 self.follow(change);
             }
-            LinkEvent::AddressesChanged => self.read_node_addresses()?,
+            LinkEvent::AddressesChanged => self.read_node_addresses(),
             LinkEvent::Overflow => {
                 self.state.sync_failed(Stage::Interfaces);
-                self.list_again()?;
-                self.read_node_addresses()?;
+                self.list_again();
+                self.read_node_addresses();
             }
         }
-        Ok(())
     }
 
     fn follow(&mut self, change: LinkChange) {
@@ -261,25 +275,39 @@ impl Engine {
     }
 
     /// Compares what is there with what is known: after lost notifications, and regularly.
-    fn list_again(&mut self) -> anyhow::Result<()> {
-        let (links, known): (_, Vec<u32>) =
-            (self.netlink.links()?, self.ports.iter().map(|(ifindex, _)| ifindex).collect());
+    fn list_again(&mut self) {
+        let links = match self.netlink.links() {
+            Ok(links) => links,
+            Err(error) => {
+                self.state.sync_failed(Stage::Interfaces);
+                warn!(%error, "could not list links, trying again");
+                return;
+            }
+        };
         let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+        let known: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
         for ifindex in known.into_iter().filter(|ifindex| !present.contains(ifindex)) {
-            let change = self.ports.gone(ifindex);
-            self.follow(change);
+            // A listing can miss a device while others go; letting go of a pod that lives would open it.
+            if attach::interface_name(ifindex).is_none() {
+                let change = self.ports.gone(ifindex);
+                self.follow(change);
+            }
         }
         for link in in_order(links, self.config.pod_bridge.as_str()) {
             let change = self.ports.observe(link, Some(Instant::now()));
             self.follow(change);
         }
-        Ok(())
     }
 
-    fn read_node_addresses(&mut self) -> anyhow::Result<()> {
-        let addresses = self.netlink.node_addresses().context("reading the node's addresses")?;
-        self.compiler.apply(Change::NodeAddresses(addresses));
-        Ok(())
+    fn read_node_addresses(&mut self) {
+        match self.netlink.node_addresses() {
+            Ok(addresses) => self.compiler.apply(Change::NodeAddresses(addresses)),
+            Err(error) => {
+                self.state.sync_failed(Stage::Interfaces);
+                warn!(%error, "could not read the node's addresses, trying again");
+                self.next_verify = Instant::now();
+            }
+        }
     }
 
     fn attach_all(&mut self) {
@@ -304,6 +332,7 @@ impl Engine {
             }
             Err(error) => {
                 port.attached = false;
+                self.attach_at = Some(Instant::now() + ATTACH_AGAIN);
                 self.state.sync_failed(Stage::Attach);
                 warn!(interface = port.link.name, ifindex, %error, "could not attach, trying again");
             }
@@ -319,8 +348,14 @@ impl Engine {
             }
             self.program(commands)?;
         }
+        if self.attach_at.is_some_and(|at| now >= at) {
+            self.attach_at = None;
+            for ifindex in self.ports.unattached() {
+                self.attach(ifindex);
+            }
+        }
         if now >= self.next_verify {
-            self.verify()?;
+            self.verify();
             self.next_verify = now + VERIFY_EVERY;
         }
         self.purge_some()?;
@@ -336,7 +371,7 @@ impl Engine {
         }
         for (position, op) in plan.ops.iter().enumerate() {
             if position > 0 && position % WRITES_PER_TURN == 0 {
-                self.look_up_from_work(commands)?;
+                self.look_up_from_work(commands);
             }
             if let Err(error) = self.write(op) {
                 self.state.map_update_failed(error.map(), error.errno());
@@ -347,7 +382,7 @@ impl Engine {
         }
         self.put_in_force()?;
         if !self.programmed {
-            let state = AgentState { programmed: 1, ..self.dataplane.maps.state()? };
+            let state = AgentState { progress: progress::PROGRAMMED, ..self.dataplane.maps.state()? };
             self.dataplane.maps.set_state(state)?;
             self.programmed = true;
             info!(operations = plan.ops.len(), after = ?self.started.elapsed(), "first programming done");
@@ -374,12 +409,17 @@ impl Engine {
     /// word cannot fail. The next agent starts from what the maps say.
     fn fail_closed(&mut self, rest: &[MapOp]) {
         for op in rest {
-            if let MapOp::SetWord { endpoint, word } = op {
-                let denied =
-                    MapOp::SetWord { endpoint: *endpoint, word: EndpointWord::new(SET_DENY_ALL, word.epoch()) };
-                if let Err(error) = self.dataplane.maps.apply(&denied) {
-                    error!(endpoint, %error, "could not deny");
+            let written = match *op {
+                // Before the words that bear it: the next agent must not give it out again.
+                MapOp::SetEpoch(_) => self.dataplane.maps.apply(op),
+                MapOp::SetWord { endpoint, word } if word != EndpointWord(0) => {
+                    let word = EndpointWord::new(SET_DENY_ALL, word.epoch());
+                    self.dataplane.maps.apply(&MapOp::SetWord { endpoint, word })
                 }
+                _ => continue,
+            };
+            if let Err(error) = written {
+                error!(%error, "could not deny");
             }
         }
     }
@@ -395,14 +435,12 @@ impl Engine {
         self.state.programmed();
     }
 
-    fn verify(&mut self) -> anyhow::Result<()> {
-        self.list_again()?;
-        for ifindex in self.ports.unattached() {
-            self.attach(ifindex);
-        }
-        let ports: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
-        for ifindex in ports {
-            if self.dataplane.mechanism() == Mechanism::Clsact {
+    /// Compares what is attached with what should be (decision D14).
+    fn verify(&mut self) {
+        self.list_again();
+        let ports: Vec<(u32, bool)> = self.ports.iter().map(|(ifindex, port)| (ifindex, port.attached)).collect();
+        for (ifindex, attached) in ports {
+            if !attached || self.dataplane.mechanism() == Mechanism::Clsact {
                 self.attach(ifindex);
                 continue;
             }
@@ -418,14 +456,12 @@ impl Engine {
                 Ok(Place::Missing) => {
                     self.state.sync_failed(Stage::Attach);
                     warn!(ifindex, "our program was taken off, attaching it again");
-                    self.dataplane.forget_links(ifindex)?;
                     self.attach(ifindex);
                 }
                 // The device went meanwhile; the notification is under way.
                 Err(error) => warn!(ifindex, %error, "could not verify"),
             }
         }
-        Ok(())
     }
 }
 

@@ -25,10 +25,10 @@ pub(super) struct Case {
     pub(super) packet: Packet,
     /// Boot clock, in ns.
     pub(super) now_ns: u64,
+    /// The entry that [`super::tracking::find`] has found last. At a multiple of eight: it is copied by words of that size.
+    pub(super) row: FlowRow,
     /// The flow that the packet names.
     pub(super) key: FlowKey,
-    /// The entry that [`super::tracking::find`] has found last.
-    pub(super) row: FlowRow,
     pub(super) subject: Subject,
     /// The rule that lets the packet on, or [`RULE_NONE`].
     pub(super) rule: u32,
@@ -42,6 +42,8 @@ pub(super) struct Case {
     pub(super) own_node: bool,
     pub(super) fragment: LaterFragment,
 }
+
+const _: () = assert!(core::mem::offset_of!(Case, row).is_multiple_of(8), "the row is copied by words");
 
 /// Room for the packet that [`super::judge_in`] works on. All zeros are valid.
 #[derive(Clone, Copy, Debug)]

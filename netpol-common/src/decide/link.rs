@@ -4,6 +4,7 @@
 use super::subject::Subject;
 use super::{Case, Outcome, class_of, policy};
 use crate::abi::{Settings, address_kind, setting_flags};
+use crate::flow;
 use crate::parse::{Address, Frame, Kind, advertised_target, arp_sender, ethernet_source, icmp_type, protocol};
 use crate::tables::Tables;
 use crate::verdict::Reason;
@@ -58,9 +59,12 @@ fn is_overlay<T: Tables>(tables: &T, protocol: u8, port: [u8; 2]) -> bool {
             || port == u16::from_ne_bytes(d))
 }
 
+/// Whether a node may be at the other end. It is in every multicast group of its bridge, and its overlay's socket is
+/// bound to no address.
 #[inline(always)]
 fn peer_is_node<T: Tables>(tables: &T, case: &Case) -> bool {
-    matches!(class_of(tables, &case.key.peer).kind, address_kind::THIS_NODE | address_kind::OTHER_NODE)
+    flow::peer(&case.packet, case.direction).is_multicast()
+        || matches!(class_of(tables, &case.key.peer).kind, address_kind::THIS_NODE | address_kind::OTHER_NODE)
 }
 
 /// A pod must not speak the overlay to a node: what the node unwraps has any source address the pod likes.

@@ -5,6 +5,7 @@ use crate::abi::Direction;
 use crate::flow;
 use crate::parse::{Address, Frame, Inner, inner};
 use crate::tables::{FlowTable, Tables};
+use crate::verdict::Reason;
 
 /// Judges an ICMP error.
 #[inline(never)]
@@ -14,7 +15,13 @@ pub(super) fn icmp_error<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, ca
     if find_quoted(tables, frame, case) {
         // The error leaves no trace in the flow: it would else keep one alive, or confirm one, that nobody answers.
         case.rule = case.row.rule;
-        return if case.row_is_current() { Ok(()) } else { tracking::judge_again(tables, case) };
+        if case.row_is_current() {
+            return Ok(());
+        }
+        return match tracking::judge_again(tables, case) {
+            Err(Reason::Revoked) if tracking::keeps_established(tables) => Ok(()),
+            outcome => outcome,
+        };
     }
     case.name_flow();
     admit::icmp_error(tables, case)

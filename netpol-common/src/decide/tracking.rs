@@ -2,7 +2,7 @@
 //! confirmed, and what remains of one that was revoked.
 
 use super::subject::pay;
-use super::{Case, Outcome, admit};
+use super::{Case, Outcome, admit, link};
 use crate::abi::{Direction, FlowRow, Settings, admission, initiator, phase, setting_flags};
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, has_ports, protocol};
@@ -86,10 +86,13 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
             return Ok(());
         }
     }
-    match tables.settings() {
-        Some(Settings { flags, .. }) if flags & setting_flags::KEEP_ESTABLISHED != 0 => Ok(()),
-        Some(_) | None => Err(Reason::Revoked),
-    }
+    Err(Reason::Revoked)
+}
+
+/// Whether flows whose permission was revoked live on. What was cut before is not brought back by it.
+#[inline(always)]
+pub(super) fn keeps_established<T: Tables>(tables: &T) -> bool {
+    matches!(tables.settings(), Some(Settings { flags, .. }) if flags & setting_flags::KEEP_ESTABLISHED != 0)
 }
 
 /// Asks the policy about the entry found last as if `initiator` had started it.
@@ -109,11 +112,22 @@ fn ask_as<T: Tables>(tables: &T, case: &Case, initiator: u8) -> Option<u32> {
 fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
     case.rule = case.row.rule;
     let current = case.row_is_current();
-    if !current && let Err(reason) = judge_again(tables, case) {
-        if reason == Reason::Revoked {
-            bury(tables, case);
+    if !current {
+        // The entry may be from a time when addresses were not checked, or not known to be nodes'.
+        if let Err(reason) = link::addresses(tables, case).and_then(|()| link::overlay(tables, case)) {
+            tables.remove_flow(table, &case.key);
+            return Err(reason);
         }
-        return Err(reason);
+        match judge_again(tables, case) {
+            Ok(()) => {}
+            Err(Reason::Revoked) if keeps_established(tables) => {}
+            Err(reason) => {
+                if reason == Reason::Revoked {
+                    bury(tables, case);
+                }
+                return Err(reason);
+            }
+        }
     }
     let first_reply = table == FlowTable::Embryonic && case.row.initiator != flow::sender(case.direction);
     let phase = flow::next_phase(case.row.phase, &case.packet);

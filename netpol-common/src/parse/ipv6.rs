@@ -45,6 +45,10 @@ pub(super) fn parse<F: Frame + ?Sized>(
     packet.reset();
     packet.source = Address::new(frame.head(start + 8).ok_or(Reason::Truncated)?);
     packet.destination = Address::new(frame.head(start + 24).ok_or(Reason::Truncated)?);
+    // IPv4 in disguise: it would be judged, and tracked, as the IPv4 address that it maps.
+    if packet.source.is_v4() || packet.destination.is_v4() {
+        return Err(Reason::Malformed);
+    }
     packet.protocol = next;
     packet.hop_limit = hop_limit;
     packet.fragment_id = 0;
