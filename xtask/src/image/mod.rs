@@ -161,6 +161,25 @@ mod tests {
     }
 
     #[test]
+    fn the_nodes_of_the_kind_cluster_have_a_bpf_file_system_each_and_no_policy_controller() {
+        let manifest = process::workspace().join("deploy/overlays/kind/cluster.yaml");
+        let cluster: Value = serde_saphyr::from_str(&std::fs::read_to_string(manifest).unwrap()).unwrap();
+        assert_eq!((&cluster["apiVersion"], &cluster["kind"]), (&"kind.x-k8s.io/v1alpha4".into(), &"Cluster".into()));
+        assert_eq!(cluster["networking"]["disableDefaultCNI"], true);
+        let nodes = cluster["nodes"].as_array().unwrap();
+        let mut folders = std::collections::BTreeSet::new();
+        for node in nodes {
+            let mount = &node["extraMounts"][0];
+            assert_eq!(mount["containerPath"], "/sys/fs/bpf");
+            let folder = mount["hostPath"].as_str().unwrap();
+            // BPF file systems refuse names with dots.
+            assert!(folder.starts_with("/sys/fs/bpf/") && !folder.contains('.'), "{folder}");
+            assert!(folders.insert(folder), "{folder} is shared");
+        }
+        assert_eq!(folders.len(), 3);
+    }
+
+    #[test]
     fn the_dockerfile_builds_with_the_same_profile_and_runs_the_same_file() {
         let dockerfile = std::fs::read_to_string(process::workspace().join("deploy/Dockerfile")).unwrap();
         assert!(dockerfile.contains("cargo xtask image"), "{dockerfile}");
