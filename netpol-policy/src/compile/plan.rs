@@ -9,7 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netpol_common::abi::{EndpointWord, SET_DENY_ALL, SET_PENDING};
+use netpol_common::abi::{
+    ClassRow, EndpointOptions, EndpointWord, SET_DENY_ALL, SET_PENDING, address_kind, endpoint_flags,
+};
 
 use super::sets::DIRECTIONS;
 use super::{Compiler, GRACE_MS, MapOp, Plan, Refusal};
@@ -160,7 +162,29 @@ impl Compiler {
                 bumped.extend(self.sets.get(&set).into_iter().flat_map(|entry| &entry.users));
             }
         }
+        bumped.extend(self.checked_anew());
         bumped
+    }
+
+    /// Endpoints with flows that were let on under weaker checks of decision D8 than are in force now: their addresses
+    /// were not checked, or one was taken away, or an address has become a node's (which the overlay must not reach).
+    fn checked_anew(&self) -> BTreeSet<u32> {
+        let is_node = |row: Option<ClassRow>| {
+            row.is_some_and(|row| matches!(row.kind, address_kind::THIS_NODE | address_kind::OTHER_NODE))
+        };
+        let mut classes = self.tables.classes.touched();
+        if classes.any(|(address, before)| !is_node(before) && is_node(self.tables.classes.get(&address))) {
+            return self.planned.keys().copied().collect();
+        }
+        let unchecked = |options: Option<EndpointOptions>| {
+            options.is_some_and(|options| options.flags & endpoint_flags::NO_ADDRESS_CHECK != 0)
+        };
+        let options = self.tables.options.touched();
+        let checked =
+            options.filter(|(endpoint, before)| unchecked(*before) && !unchecked(self.tables.options.get(endpoint)));
+        let addresses = self.tables.addresses.touched();
+        let taken = addresses.filter(|(key, before)| before.is_some() && self.tables.addresses.get(key).is_none());
+        checked.map(|(endpoint, _)| endpoint).chain(taken.map(|(key, _)| key.endpoint)).collect()
     }
 
     /// Sets whose answers for two classes differ.
