@@ -338,3 +338,34 @@ fn a_broad_peer_costs_a_row_and_not_one_for_each_class() {
     assert_eq!(rules, Some(3), "{:?}", node.tables.snapshot().rules);
     assert!(ask(&node, 1, "10.0.1.7", 80) && !ask(&node, 1, "192.0.2.1", 80));
 }
+
+#[test]
+fn flows_from_before_the_address_checks_are_judged_again() {
+    let mut node = start();
+    let server = pod("server", &["10.0.0.1"], "server");
+    node.apply([Change::EndpointUp(Endpoint { number: 1, pod: None, adopted: true, extra_addresses: vec![] })]);
+    let _plan = node.program();
+    let before = word(&node, 1);
+    // Nothing isolates it: the set stays the same, the checks begin.
+    node.apply([upsert(&server), Change::EndpointUp(Endpoint { adopted: true, ..endpoint(1, &server) })]);
+    let _plan = node.program();
+    assert_eq!(word(&node, 1).set(), before.set());
+    assert_ne!(word(&node, 1).epoch(), before.epoch());
+    let checked = word(&node, 1);
+    node.apply([upsert(&pod("server", &["10.0.0.2"], "server"))]);
+    let _plan = node.program();
+    assert_ne!(word(&node, 1).epoch(), checked.epoch(), "an address was taken away");
+}
+
+#[test]
+fn an_address_that_becomes_a_nodes_makes_flows_to_it_be_judged_again() {
+    let mut node = start();
+    let server = pod("server", &["10.0.0.1"], "server");
+    node.apply([upsert(&server), Change::EndpointUp(endpoint(1, &server))]);
+    let _plan = node.program();
+    let before = word(&node, 1);
+    node.apply([Change::NodeAddresses(["192.168.0.9".parse().unwrap()].into())]);
+    let _plan = node.program();
+    assert_eq!(word(&node, 1).set(), before.set());
+    assert_ne!(word(&node, 1).epoch(), before.epoch());
+}

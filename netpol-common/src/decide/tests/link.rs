@@ -161,3 +161,36 @@ fn a_pod_does_not_speak_the_overlay_to_nodes() {
     assert_eq!(world.receive(&frames::udp(OTHER_NODE, POD, 8472, 5000)), Reason::Passed);
     assert_eq!(world.send(&frames::udp(POD, OTHER_NODE, 5000, 8472)), Reason::Overlay);
 }
+
+#[test]
+fn a_flow_from_before_the_address_checks_ends_when_it_is_judged_again() {
+    let mut world = open();
+    world.options.flags = endpoint_flags::NO_ADDRESS_CHECK;
+    assert_eq!(world.send(&frames::udp(STRANGER, PEER, 1, 2)), Reason::Passed);
+    world.options.flags = 0;
+    world.word = EndpointWord::new(SET_ALLOW_ALL, 3);
+    assert_eq!(world.send(&frames::udp(STRANGER, PEER, 1, 2)), Reason::SpoofedSource);
+    world.options.flags = endpoint_flags::NO_ADDRESS_CHECK;
+    world.word = EndpointWord::new(SET_ALLOW_ALL, 4);
+    assert_eq!(world.send(&frames::udp(STRANGER, PEER, 1, 2)), Reason::Passed);
+}
+
+#[test]
+fn a_pod_does_not_speak_the_overlay_to_a_group_that_its_node_is_in() {
+    let mut world = open();
+    world.settings.as_mut().unwrap().overlay_ports[0] = 8472_u16.to_be_bytes();
+    for group in [GROUP, [224, 0, 0, 1], [255; 4]] {
+        assert_eq!(world.send(&frames::udp(POD, group, 1, 8472)), Reason::Overlay);
+        assert_eq!(world.send(&frames::udp(POD, group, 1, 8473)), Reason::Passed);
+    }
+    assert_eq!(world.send(&frames::udp(POD, PEER, 1, 8472)), Reason::Passed);
+}
+
+#[test]
+fn a_mapped_address_in_an_ipv6_header_is_malformed() {
+    let world = open();
+    let datagram = frames::udp_datagram(1, 2, b"");
+    let frame = |destination| frames::ipv6(POD6, destination, protocol::UDP, 64, &datagram);
+    assert_eq!(world.send(&frame(PEER6)), Reason::Passed);
+    assert_eq!(world.send(&frame(crate::abi::mapped(PEER))), Reason::Malformed);
+}
