@@ -20,6 +20,7 @@ struct LocalPod {
     name: ObjectName,
     addresses: BTreeSet<IpAddr>,
     addressed_at: Instant,
+    address_check_off: bool,
 }
 
 /// The pods that could be behind this node's veths.
@@ -59,8 +60,10 @@ impl LocalPods {
         };
         // A pod of the same name with another UID has replaced this one.
         self.by_uid.retain(|uid, known| *uid == pod.uid || known.name != pod.name);
-        let _previous =
-            self.by_uid.insert(pod.uid.clone(), LocalPod { name: pod.name.clone(), addresses, addressed_at });
+        let _previous = self.by_uid.insert(
+            pod.uid.clone(),
+            LocalPod { name: pod.name.clone(), addresses, addressed_at, address_check_off: pod.address_check_off },
+        );
     }
 
     /// A pod is gone.
@@ -72,6 +75,12 @@ impl LocalPods {
     /// UIDs of the pods of this node that have an address and so should have an interface.
     pub fn addressed(&self) -> impl Iterator<Item = &str> {
         self.by_uid.iter().filter(|(_, pod)| !pod.addresses.is_empty()).map(|(uid, _)| uid.as_str())
+    }
+
+    /// Number of pods whose addresses are not checked, by annotation (decision D8).
+    #[must_use]
+    pub fn unchecked(&self) -> usize {
+        self.by_uid.values().filter(|pod| pod.address_check_off).count()
     }
 
     /// Number of live pods in the node's own network namespace.

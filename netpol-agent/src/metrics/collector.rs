@@ -218,6 +218,12 @@ impl Collector for Snapshot {
             "Interfaces whose pod is not known yet",
             [(vec![], count(pods.pending_interfaces))],
         )?;
+        gauges(
+            encoder,
+            "netpol_address_check_off_pods",
+            "Pods that may send from any address, by annotation",
+            [(vec![], count(pods.unchecked))],
+        )?;
         let invalid = inner.rejected.get("NetworkPolicy").copied().unwrap_or_default();
         let modes = [("enforce", inner.policies), ("invalid", invalid)];
         gauges(

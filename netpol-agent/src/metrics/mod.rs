@@ -98,6 +98,8 @@ pub struct EndpointCounts {
     pub isolated_egress: usize,
     /// Interfaces whose pod is not known yet.
     pub pending_interfaces: usize,
+    /// Pods whose addresses are not checked, by annotation.
+    pub unchecked: usize,
     /// Pods that are not enforced.
     pub unmanaged: BTreeMap<UnmanagedReason, usize>,
 }

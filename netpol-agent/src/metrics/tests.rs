@@ -70,6 +70,7 @@ fn every_setter_shows() {
         isolated_ingress: 3,
         isolated_egress: 2,
         pending_interfaces: 1,
+        unchecked: 2,
         unmanaged: BTreeMap::from([(UnmanagedReason::HostNetwork, 7), (UnmanagedReason::NoInterface, 0)]),
     });
     state.set_policies(9);
@@ -89,6 +90,7 @@ fn every_setter_shows() {
         r#"netpol_isolated_pods{direction="ingress"} 3.0"#,
         r#"netpol_isolated_pods{direction="egress"} 2.0"#,
         "netpol_pending_interfaces 1.0",
+        "netpol_address_check_off_pods 2.0",
         r#"netpol_unmanaged_pods{reason="host_network"} 7.0"#,
         r#"netpol_policies{mode="enforce"} 9.0"#,
         r#"netpol_policies{mode="invalid"} 2.0"#,

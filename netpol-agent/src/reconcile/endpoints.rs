@@ -371,6 +371,7 @@ impl Engine {
         if without > 0 {
             let _none = counts.unmanaged.insert(UnmanagedReason::NoInterface, without);
         }
+        counts.unchecked = self.pods.unchecked();
         let host_network = self.pods.host_network();
         if host_network > 0 {
             let _none = counts.unmanaged.insert(UnmanagedReason::HostNetwork, host_network);
