@@ -147,7 +147,7 @@ impl Compiler {
     fn bumped(&self) -> BTreeSet<u32> {
         let mut moves = BTreeSet::new();
         for (address, before) in self.tables.classes.touched() {
-            let class = |row: Option<netpol_common::abi::ClassRow>| {
+            let class = |row: Option<ClassRow>| {
                 // Prefixes only move between classes that all sets in use answer alike, so the present one will do.
                 row.map_or_else(|| self.tables.longest_prefix(address), |row| row.class)
             };
