@@ -12,8 +12,7 @@ use netpol_testbed::control_plane::installation::cache_directory;
 
 use crate::process;
 
-/// Debian's mirror network, and the suite that offers several releases of rustc side by side.
-const MIRROR: &str = "http://deb.debian.org/debian";
+/// The suite of Debian that offers several releases of rustc side by side.
 const SUITE: &str = "trixie-backports";
 
 pub(super) fn missing() -> Result<Option<String>> {
@@ -52,10 +51,11 @@ fn from_debian() -> Result<()> {
     if !library.is_dir() {
         let work = cache.with_extension("fetch");
         std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-        let package = find_package(&version, &work)?;
+        let mirror = mirror()?;
+        let package = find_package(&mirror, &version, &work)?;
         let archive = work.join("rust-src.deb");
-        eprintln!("setup:   downloading {MIRROR}/{}", package.path);
-        download(&format!("{MIRROR}/{}", package.path), &archive)?;
+        eprintln!("setup:   downloading {mirror}/{}", package.path);
+        download(&format!("{mirror}/{}", package.path), &archive)?;
         let sum = process::output(Command::new("sha256sum").arg(&archive))?;
         if sum.split_whitespace().next() != Some(&package.sha256) {
             bail!("{} is not what the mirror's list says: sha256 {sum}, wanted {}", package.path, package.sha256);
@@ -96,10 +96,26 @@ struct Package {
     sha256: String,
 }
 
-fn find_package(version: &str, work: &Path) -> Result<Package> {
+/// The Debian mirror that this machine's apt uses: it holds all suites, also those that apt was not told of.
+fn mirror() -> Result<String> {
+    let targets = process::command("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+        .output()
+        .context("apt-get indextargets")?;
+    let uris = String::from_utf8_lossy(&targets.stdout).into_owned();
+    main_archive(&uris).with_context(|| format!("apt knows no Debian mirror:\n{uris}"))
+}
+
+/// The first archive that is Debian's own and not the one of security updates, which has no backports.
+fn main_archive(uris: &str) -> Option<String> {
+    let is_main = |uri: &&str| uri.trim_end_matches('/').ends_with("/debian");
+    uris.lines().map(str::trim).find(is_main).map(|uri| uri.trim_end_matches('/').to_owned())
+}
+
+fn find_package(mirror: &str, version: &str, work: &Path) -> Result<Package> {
     // The package is the same on all architectures, so any architecture's list has it.
     let list = work.join("Packages.xz");
-    download(&format!("{MIRROR}/dists/{SUITE}/main/binary-amd64/Packages.xz"), &list)?;
+    download(&format!("{mirror}/dists/{SUITE}/main/binary-amd64/Packages.xz"), &list)?;
     let text = process::output(Command::new("xz").args(["--decompress", "--stdout"]).arg(&list))?;
     package_of_version(&text, version)
         .with_context(|| format!("{SUITE} has no rust-src of version {version}, which is rustc's"))
@@ -128,6 +144,14 @@ mod tests {
     const LIST: &str = "Package: rust-src\nSource: rustc\nVersion: 1.94.1+dfsg1-1~bpo13+3\nFilename: pool/a.deb\nSHA256: aa\n\n\
                         Package: rust-src\nVersion: 1.95.0+dfsg1-2~bpo13+1\nFilename: pool/b.deb\nSHA256: bb\n\n\
                         Package: rust-src-extra\nVersion: 1.95.0+dfsg1-2~bpo13+1\nFilename: pool/c.deb\nSHA256: cc\n";
+
+    #[test]
+    fn the_mirror_is_the_main_archive_of_apt() {
+        let uris =
+            "http://mirror.example/debian-security/\nhttp://mirror.example/debian/\nhttp://other.example/debian/\n";
+        assert_eq!(main_archive(uris).as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(main_archive("http://packages.example/apt/\n"), None);
+    }
 
     #[test]
     fn only_the_sources_of_rustcs_own_version_are_taken() {
