@@ -18,8 +18,8 @@ const COUNTER_ROWS: u32 = sizes::ENDPOINTS * 2 * REASONS;
 // Memory-mapped, so that the agent stores set and epoch in one atomic write.
 #[map]
 static ENDPOINT_WORDS: Array<EndpointWord> = Array::with_max_entries(sizes::ENDPOINTS, BPF_F_MMAPABLE);
-// Hashes that are sized for large clusters take their memory as they fill. It also keeps an element that is removed
-// from being reused while a program reads it.
+// Hashes that are sized for large clusters take their memory as they fill. An element that is removed can be handed out
+// again at once on the same CPU (from 6.1 on, where they use the BPF allocator): rows are copied out right after the look-up.
 #[map]
 static INTERFACES: HashMap<u32, InterfaceRow> = HashMap::with_max_entries(sizes::INTERFACES, BPF_F_NO_PREALLOC);
 #[map]
