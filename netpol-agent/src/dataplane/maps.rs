@@ -3,7 +3,7 @@
 //! Programs alone write flows; the agent writes everything else, one [`MapOp`] at a time and in the plan's order, which
 //! is what keeps every intermediate state correct (decision D10).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -300,12 +300,12 @@ impl Maps {
         Ok(snapshot)
     }
 
-    /// Removes every flow of an interface. Fragments expire by themselves.
-    pub fn purge_flows(&mut self, ifindex: u32) -> Result<usize, MapsError> {
+    /// Removes every flow of some interfaces, in one walk over the tables. Fragments expire by themselves.
+    pub fn purge_flows(&mut self, interfaces: &BTreeSet<u32>) -> Result<usize, MapsError> {
         let mut purged = 0;
         for table in [&mut self.embryonic, &mut self.confirmed, &mut self.tombstones] {
             for key in table.keys()? {
-                if key.ifindex == ifindex {
+                if interfaces.contains(&key.ifindex) {
                     absent_is_fine(table.name, table.rows.remove(&key))?;
                     purged += 1;
                 }

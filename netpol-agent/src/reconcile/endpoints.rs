@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netpol_common::abi::{
     AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_ALLOW_ALL,
@@ -24,9 +24,6 @@ use crate::interfaces::identity::Identity;
 use crate::interfaces::netlink::Netlink;
 use crate::metrics::{EndpointCounts, Stage, UnmanagedReason};
 
-/// Interfaces whose flows are removed in one turn of the loop; each takes a walk over the flow tables.
-const PURGES_PER_TURN: usize = 4;
-
 const fn digest_key(number: u32) -> DigestKey {
     DigestKey { kind: id_kind::ENDPOINT, id: number }
 }
@@ -39,7 +36,7 @@ pub(super) fn take_over_rows(
     first_run: bool,
 ) -> anyhow::Result<()> {
     let now = Instant::now();
-    let mut kept = BTreeSet::new();
+    let (mut kept, mut gone) = (BTreeSet::new(), BTreeSet::new());
     for (ifindex, row) in dataplane.maps.interfaces()? {
         match ports.get_mut(ifindex) {
             Some(port) if row.endpoint != PENDING_ENDPOINT && numbers.digest(row.endpoint).is_some() => {
@@ -50,9 +47,12 @@ pub(super) fn take_over_rows(
             }
             Some(_) | None => {
                 dataplane.maps.remove_interface(ifindex)?;
-                let _purged = dataplane.maps.purge_flows(ifindex)?;
+                let _new = gone.insert(ifindex);
             }
         }
+    }
+    if !gone.is_empty() {
+        let _purged = dataplane.maps.purge_flows(&gone)?;
     }
     let unused: Vec<u32> = numbers.used().filter(|number| !kept.contains(number)).collect();
     for number in unused {
@@ -383,14 +383,10 @@ impl Engine {
         self.state.set_endpoints(counts);
     }
 
-    /// Removes flows of interfaces that are gone, a few at a time.
-    pub(super) fn purge_some(&mut self) -> anyhow::Result<()> {
-        for _ in 0..PURGES_PER_TURN {
-            let Some(ifindex) = self.purge.pop_first() else { break };
-            let _purged = self.dataplane.maps.purge_flows(ifindex)?;
-        }
+    /// Removes flows of interfaces that are gone.
+    pub(super) fn purge(&mut self) -> anyhow::Result<()> {
         if !self.purge.is_empty() {
-            self.next_verify = self.next_verify.min(Instant::now() + Duration::from_millis(1));
+            let _purged = self.dataplane.maps.purge_flows(&std::mem::take(&mut self.purge))?;
         }
         Ok(())
     }

@@ -358,7 +358,7 @@ impl Engine {
             self.verify();
             self.next_verify = now + VERIFY_EVERY;
         }
-        self.purge_some()?;
+        self.purge()?;
         Ok(())
     }
 

@@ -121,12 +121,6 @@ impl Ports {
         &self.bridge_name
     }
 
-    /// Index of the pod bridge, if it exists.
-    #[must_use]
-    pub const fn bridge(&self) -> Option<u32> {
-        self.bridge
-    }
-
     /// A port.
     #[must_use]
     pub fn get(&self, ifindex: u32) -> Option<&Port> {
