@@ -39,15 +39,15 @@ impl Hierarchies {
         Ok(Self { mounted: parse(&mounts, &own), links })
     }
 
-    /// The groups of a machine.
-    pub(super) fn groups(&self, machine: &str) -> Vec<PathBuf> {
-        self.mounted.iter().map(|hierarchy| hierarchy.group(machine)).collect()
+    /// The groups of a machine; `name` tells it from those of other clusters.
+    pub(super) fn groups(&self, name: &str) -> Vec<PathBuf> {
+        self.mounted.iter().map(|hierarchy| hierarchy.group(name)).collect()
     }
 
     /// Removes what machines have left whose records are gone. A group that has processes stays.
     pub(super) fn sweep(&self) {
         for hierarchy in &self.mounted {
-            let group = hierarchy.group("");
+            let group = hierarchy.group("cluster");
             let (Some(parent), Some(prefix)) = (group.parent(), group.file_name()) else { continue };
             for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with(&*prefix.to_string_lossy()) {
@@ -59,9 +59,9 @@ impl Hierarchies {
     }
 
     /// Makes the groups, moves this process there, and makes them the roots of what it sees.
-    pub(super) fn enter(&self, machine: &str) -> Result<()> {
+    pub(super) fn enter(&self, name: &str) -> Result<()> {
         for hierarchy in &self.mounted {
-            let group = hierarchy.group(machine);
+            let group = hierarchy.group(name);
             fs::create_dir_all(&group).with_context(|| format!("cannot create {}", group.display()))?;
             // A new group of this controller has no processor and no memory, and takes no process until it has.
             for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -77,7 +77,7 @@ impl Hierarchies {
         for hierarchy in &self.mounted {
             // Version 2 gives no controllers to the children of a group that has processes itself.
             if hierarchy.kind == "cgroup2" {
-                let daemons = hierarchy.group(machine).join("daemons");
+                let daemons = hierarchy.group(name).join("daemons");
                 fs::create_dir_all(&daemons).with_context(|| format!("cannot create {}", daemons.display()))?;
                 join(&daemons)?;
             }
@@ -112,9 +112,9 @@ impl Hierarchies {
 impl Hierarchy {
     /// Beside the caller in version 1, whose limits then hold; at the root in version 2, where the caller's own group
     /// ends with its session, and gives no controllers.
-    fn group(&self, machine: &str) -> PathBuf {
+    fn group(&self, name: &str) -> PathBuf {
         let parent = if self.kind == "cgroup2" { &self.mount_point } else { &self.current };
-        parent.join(format!("netpol-cluster-{machine}"))
+        parent.join(format!("netpol-{name}"))
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
                       30 24 0:27 / /proc rw - proc proc rw\n";
         let own = "3:name=systemd:/\n2:memory:/a/b\n1:cpu:/c\n0::/user\n";
         let found = parse(mounts, own);
-        let groups: Vec<String> = found.iter().map(|one| one.group("n1").display().to_string()).collect();
+        let groups: Vec<String> = found.iter().map(|one| one.group("cluster-n1").display().to_string()).collect();
         assert_eq!(
             groups,
             [

@@ -62,19 +62,20 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let Args { name, state, keep } = args;
     let state = State { folder: state };
+    let group = state.group(&name);
     let hierarchies = Hierarchies::read()?;
     let record = Machine {
         name: name.clone(),
         // The host's /proc is still mounted, and tells how the host numbers this process.
         pid: fs::read_link("/proc/self").context("/proc/self")?.to_string_lossy().parse().context("/proc/self")?,
         start: start_time(Path::new("/proc/self/stat")).context("/proc/self/stat")?,
-        cgroups: hierarchies.groups(&name),
+        cgroups: hierarchies.groups(&group),
     };
     record.write(&state)?;
     // From here on `down` finds this process: it may outlive the one that started it.
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal's number, 0 for none.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
-    hierarchies.enter(&name)?;
+    hierarchies.enter(&group)?;
     sethostname(&name).context("sethostname")?;
     let socket = state.machines().join(format!("{name}.sock"));
     let listener = UnixListener::bind(&socket).with_context(|| format!("bind({})", socket.display()))?;

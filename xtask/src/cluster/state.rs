@@ -21,7 +21,7 @@ use super::Options;
 /// How long the kernel may take to end a machine: hundreds of processes, with mounts to detach.
 const END: Duration = Duration::from_secs(60);
 
-/// The folder of the machine's one cluster.
+/// The folder of a cluster: of the one, or of the one that `NETPOL_CLUSTER` names.
 pub(super) struct State {
     /// Certificates, logs, records.
     pub(super) folder: PathBuf,
@@ -49,10 +49,29 @@ pub(super) struct Machine {
     pub(super) cgroups: Vec<PathBuf>,
 }
 
+/// The folder of a cluster with a name. `cluster-v…` is where binaries are.
+fn folder_of(name: &str) -> Result<String> {
+    let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    if name.len() > 16 || !name.chars().all(plain) || name.starts_with('v') {
+        bail!("NETPOL_CLUSTER={name}: at most 16 small letters and digits, and the first is not v");
+    }
+    Ok(format!("cluster-{name}"))
+}
+
 impl State {
     /// The state in its place, whether there is any or not.
     pub(super) fn find() -> Result<Self> {
-        Ok(Self { folder: cache_directory()?.join("cluster") })
+        let folder = match std::env::var("NETPOL_CLUSTER") {
+            Ok(name) if !name.is_empty() => folder_of(&name)?,
+            _ => "cluster".to_owned(),
+        };
+        Ok(Self { folder: cache_directory()?.join(folder) })
+    }
+
+    /// What the control groups of a machine are called, beside those of other clusters.
+    pub(super) fn group(&self, machine: &str) -> String {
+        let cluster = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        format!("{cluster}-{machine}")
     }
 
     /// Makes the folder and keeps others from changing the cluster until the value is dropped.
@@ -274,6 +293,14 @@ mod tests {
         assert!(machine.is_alive());
         machine.start += 1;
         assert!(!machine.is_alive());
+    }
+
+    #[test]
+    fn a_name_for_a_cluster_is_one_that_a_folder_and_a_control_group_can_bear() {
+        assert_eq!(folder_of("life2").unwrap(), "cluster-life2");
+        for wrong in ["v2", "a/b", "..", "Life", "abcdefghijklmnopq"] {
+            assert!(folder_of(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
