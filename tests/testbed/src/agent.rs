@@ -106,16 +106,7 @@ impl Agent {
     /// # Errors
     /// It does not answer.
     pub fn dropped(&self) -> Result<Vec<Dropped>> {
-        let mut dropped = Vec::new();
-        for (labels, packets) in samples(&self.get("/metrics")?, "netpol_dropped_packets_total") {
-            let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-            let (namespace, direction, reason) = (label("namespace"), label("direction"), label("reason"));
-            if packets > 0.0 {
-                dropped.push(Dropped { namespace, direction, reason, packets: packets as u64 });
-            }
-        }
-        dropped.sort();
-        Ok(dropped)
+        Ok(dropped(&self.get("/metrics")?))
     }
 
     /// The body of a successful answer.
@@ -123,19 +114,7 @@ impl Agent {
     /// # Errors
     /// It does not answer, or not with success.
     pub fn get(&self, path: &str) -> Result<String> {
-        let address = self.address;
-        self.place.run(move || {
-            let mut stream = TcpStream::connect_timeout(&address, ANSWER).context("the agent does not listen")?;
-            stream.set_read_timeout(Some(ANSWER)).context("SO_RCVTIMEO")?;
-            write!(stream, "GET {path} HTTP/1.0\r\nHost: agent\r\n\r\n").context("send")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).context("receive")?;
-            let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-            match head.split(' ').nth(1) {
-                Some("200") => Ok(body.to_owned()),
-                Some(_) | None => bail!("GET {path}: {}: {}", head.lines().next().unwrap_or(""), body.trim()),
-            }
-        })
+        get(&self.place, self.address, path)
     }
 
     /// Fails if it has ended.
@@ -191,8 +170,43 @@ impl Agent {
     }
 }
 
-/// The samples of one metric in the text format of Prometheus.
-fn samples(text: &str, metric: &str) -> Vec<(BTreeMap<String, String>, f64)> {
+/// Asks the agent that listens at an address of a place; the body of a successful answer.
+///
+/// # Errors
+/// It does not answer, or not with success.
+pub fn get(place: &Place, address: SocketAddr, path: &str) -> Result<String> {
+    place.run(move || {
+        let mut stream = TcpStream::connect_timeout(&address, ANSWER).context("the agent does not listen")?;
+        stream.set_read_timeout(Some(ANSWER)).context("SO_RCVTIMEO")?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: agent\r\n\r\n").context("send")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("receive")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(body.to_owned()),
+            Some(_) | None => bail!("GET {path}: {}: {}", head.lines().next().unwrap_or(""), body.trim()),
+        }
+    })
+}
+
+/// The drop counters among an agent's metrics, those that are 0 left out.
+#[must_use]
+pub fn dropped(metrics: &str) -> Vec<Dropped> {
+    let mut dropped = Vec::new();
+    for (labels, packets) in samples(metrics, "netpol_dropped_packets_total") {
+        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+        let (namespace, direction, reason) = (label("namespace"), label("direction"), label("reason"));
+        if packets > 0.0 {
+            dropped.push(Dropped { namespace, direction, reason, packets: packets as u64 });
+        }
+    }
+    dropped.sort();
+    dropped
+}
+
+/// The samples of one metric in the text format of Prometheus, each with its labels.
+#[must_use]
+pub fn samples(text: &str, metric: &str) -> Vec<(BTreeMap<String, String>, f64)> {
     let sample = |line: &str| {
         let rest = line.strip_prefix(metric)?;
         let (labels, value) = match rest.strip_prefix('{') {

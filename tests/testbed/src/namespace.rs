@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::command;
 use crate::place::Place;
 
-/// A network namespace; it is gone when this value, its sockets and the processes in it are.
+/// A network namespace; it is gone when this value, other files that hold it, its sockets and the processes in it are.
 #[derive(Debug)]
 pub struct Namespace {
     file: File,
@@ -38,6 +38,13 @@ impl Namespace {
         namespace.set_sysctls(&addressing)?;
         command::ip(&namespace.place(), &["link set lo up".to_owned()])?;
         Ok(namespace)
+    }
+
+    /// A namespace that something else has made, by a file that stands for it, such as `/proc/…/ns/net` or one that a
+    /// container runtime has mounted. It stays while this value does.
+    #[must_use]
+    pub const fn opened(file: File) -> Self {
+        Self { file }
     }
 
     /// A file that stands for the namespace, for other programs (`nsenter --net=`, `ip link set … netns`).

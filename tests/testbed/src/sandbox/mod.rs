@@ -5,13 +5,14 @@
 //! what real packets say. Called again with other manifests, each changes only what differs.
 
 pub mod cells;
-mod cluster;
+pub mod contents;
+pub mod judge;
 pub mod stand_ins;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -22,7 +23,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use self::cells::{Cell, End, Port};
-use self::cluster::Contents;
+use self::contents::Contents;
+pub use self::judge::Answered;
 use self::stand_ins::StandIns;
 use crate::agent::Agent;
 use crate::namespace::Namespace;
@@ -33,10 +35,6 @@ use crate::servers::{Listen, Served, Servers};
 
 /// Where the agent finds what was rendered, on the node.
 const MANIFESTS: &str = "/run/netpol-testbed/manifests";
-
-/// How often a connection that nothing should hinder is tried again, and how long after.
-const BASELINE_ATTEMPTS: usize = 3;
-const BASELINE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Address families of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,25 +88,6 @@ pub enum Policies {
     Withheld,
     /// All.
     InForce,
-}
-
-/// A cell with its two answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// The connection.
-    pub cell: Cell,
-    /// What the policies say.
-    pub expected: bool,
-    /// What the packets say.
-    pub observed: Outcome,
-}
-
-impl Answered {
-    /// Whether both say the same.
-    #[must_use]
-    pub fn agrees(&self) -> bool {
-        matches!((self.expected, &self.observed), (true, Outcome::Allow) | (false, Outcome::Deny))
-    }
 }
 
 /// A cluster of one node; dropping it leaves no trace.
@@ -221,36 +200,7 @@ impl Sandbox {
     /// # Errors
     /// Something does not connect; the message says what.
     pub fn baseline(&self) -> Result<usize> {
-        let cells = self.cells();
-        let mut left: Vec<&Cell> = cells.iter().collect();
-        let mut failed = Vec::new();
-        for attempt in 0..BASELINE_ATTEMPTS {
-            if attempt > 0 {
-                std::thread::sleep(BASELINE_PAUSE);
-            }
-            let outcomes = self.probe(&left)?;
-            failed = left.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome != Outcome::Allow).collect();
-            if failed.is_empty() {
-                return Ok(cells.len());
-            }
-            left = failed.iter().map(|(cell, _)| *cell).collect();
-        }
-        let mut silent = BTreeMap::<String, Vec<String>>::new();
-        for (cell, outcome) in &failed {
-            let server = format!("{} ({}, {})", cell.to, cell.destination, cell.port);
-            silent.entry(server).or_default().push(format!("{} ({outcome:?})", cell.from));
-        }
-        let lines: Vec<String> = silent
-            .into_iter()
-            .take(20)
-            .map(|(server, clients)| {
-                let tried =
-                    cells.iter().filter(|cell| format!("{} ({}, {})", cell.to, cell.destination, cell.port) == server);
-                let what = if tried.count() == clients.len() { "never answered" } else { "did not answer" };
-                format!("  {server} {what}: {}", clients.iter().take(5).cloned().collect::<Vec<_>>().join(", "))
-            })
-            .collect();
-        bail!("{} of {} connections fail without any policy:\n{}", failed.len(), cells.len(), lines.join("\n"));
+        judge::baseline(&self.cells(), |cells| self.probe(cells))
     }
 
     /// Every cell with both its answers. A cell that should connect and does not is tried once more.
@@ -258,20 +208,7 @@ impl Sandbox {
     /// # Errors
     /// Probing itself fails, or the user interrupts.
     pub fn matrix(&self) -> Result<Vec<Answered>> {
-        let cells = self.cells();
-        let observed = self.probe(&cells.iter().collect::<Vec<_>>())?;
-        let answer = |(cell, observed): (Cell, Outcome)| {
-            let expected = cells::is_allowed(self.cluster(), &cell);
-            Answered { cell, expected, observed }
-        };
-        let mut answered: Vec<Answered> = cells.into_iter().zip(observed).map(answer).collect();
-        let mut again: Vec<&mut Answered> =
-            answered.iter_mut().filter(|answered| answered.expected && answered.observed == Outcome::Deny).collect();
-        let second = self.probe(&again.iter().map(|answered| &answered.cell).collect::<Vec<_>>())?;
-        for (answered, observed) in again.iter_mut().zip(second) {
-            answered.observed = observed;
-        }
-        Ok(answered)
+        judge::matrix(self.cells(), self.cluster(), |cells| self.probe(cells))
     }
 
     /// Every cell there is.
@@ -420,7 +357,9 @@ impl Sandbox {
     }
 }
 
-fn listens(addresses: &[IpAddr], ports: &BTreeSet<Port>) -> BTreeSet<Listen> {
+/// Where to listen so that every port is served on every address.
+#[must_use]
+pub fn listens(addresses: &[IpAddr], ports: &BTreeSet<Port>) -> BTreeSet<Listen> {
     let at = |address: &IpAddr| {
         let address = *address;
         ports.iter().map(move |Port { protocol, number }| Listen { address, protocol: *protocol, port: *number })

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// The objects that count.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
+pub struct Contents {
     cluster: Cluster,
     /// By kind and name, the last form that could be read of what is still there.
     last_good: BTreeMap<(Kind, ObjectName), Object>,
@@ -19,7 +19,7 @@ impl Contents {
     ///
     /// An object that has become unreadable keeps its last good form; a policy that never was readable isolates what it
     /// selects (decision D15).
-    pub(super) fn read(&mut self, objects: &[Value]) -> Vec<Rejected> {
+    pub fn read(&mut self, objects: &[Value]) -> Vec<Rejected> {
         let mut good = BTreeMap::new();
         let mut rejected = Vec::new();
         let mut isolating = Vec::new();
@@ -56,7 +56,9 @@ impl Contents {
         rejected
     }
 
-    pub(super) fn cluster(&self) -> &Cluster {
+    /// What they mean.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 }
