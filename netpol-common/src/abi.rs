@@ -10,7 +10,7 @@
 use core::mem::size_of;
 
 /// Version of everything in this module; part of the pin path `/sys/fs/bpf/netpol-agent/v<ABI>`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps. The kernel keeps 15 bytes of them.
 pub mod names {
@@ -53,8 +53,15 @@ pub mod names {
     /// [`super::AgentState`], one element; array. Not read by programs.
     pub const AGENT_STATE: &str = "AGENT_STATE";
 
+    /// [`super::ServiceKey`] → [`super::ServiceRow`]: addresses and ports that a proxy rewrites; hash.
+    pub const SERVICES: &str = "SERVICES";
+    /// Prefix of a ClusterIP range, IPv4 in mapped form → 1; LPM trie.
+    pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+    /// [`super::DecidedKey`] → [`super::DecidedRow`]: deferred flows judged by their real destination; LRU hash.
+    pub const DECIDED: &str = "DECIDED";
+
     /// All of them, for pinning and for comparing.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 23] = [
         ENDPOINT_WORDS,
         INTERFACES,
         ADDRESSES,
@@ -75,17 +82,24 @@ pub mod names {
         DIGESTS,
         AGENT_STATE,
         EVENTS,
+        SERVICES,
+        SERVICE_CIDRS,
+        DECIDED,
     ];
     /// Ring buffer reserved for the rate-limited live stream of verdicts (decision D9); programs do not write it yet.
     pub const EVENTS: &str = "EVENTS";
 }
 
-/// Names of the TC programs: the pod's egress is judged at TC ingress of its host-side veth, and the other way round.
+/// Names of the TC programs: the pod's egress is judged at TC ingress of its host-side veth, and the other way round;
+/// what had to be deferred there is judged at TC egress of the device by which it leaves.
 pub mod programs {
     /// Attached at TC *ingress* of a pod's host-side veth; judges what the pod sends.
     pub const POD_EGRESS: &str = "pod_egress";
     /// Attached at TC *egress* of a pod's host-side veth; judges what the pod receives.
     pub const POD_INGRESS: &str = "pod_ingress";
+    /// Attached at TC *egress* of every other device but loopback, ifb and pod bridges; judges what pods send by its
+    /// real destination, if that was deferred (decision D6).
+    pub const HOST_EGRESS: &str = "host_egress";
 }
 
 /// Endpoint numbers are 14 bits wide, because the stamp of decision D6 must carry one in `skb->mark`.
@@ -158,6 +172,128 @@ pub mod interface_flags {
     pub const POD_VETH: u32 = 1 << 1;
     /// Frames have no link header; they start at the network header.
     pub const NO_LINK_HEADER: u32 = 1 << 2;
+    /// The interface is no pod's, and carries [`super::programs::HOST_EGRESS`].
+    pub const HOOKED: u32 = 1 << 3;
+}
+
+/// The stamp that a pod's veth leaves on what it lets on, in 16 adjacent bits of `skb->mark` (decision D6). It speaks of
+/// the sender's egress only. Believed only on a packet that came in by a pod bridge, or by the veth of the endpoint that
+/// it names: other parts of the kernel copy marks to packets of their own making.
+pub mod stamp {
+    /// No stamp.
+    pub const NONE: u16 = 0;
+    /// Judged: nothing more is to be said about its egress.
+    pub const JUDGED: u16 = 1;
+    /// To be judged by its real destination, at the hook of the device by which it leaves.
+    pub const DEFERRED: u16 = 2;
+    /// The same; but if it leaves by none because it is delivered on this node, it is allowed.
+    pub const DEFERRED_UNLESS_LOCAL: u16 = 3;
+
+    /// Bits of the endpoint number.
+    pub const ENDPOINT_BITS: u32 = 14;
+
+    /// Joins a state and an endpoint number below [`super::MAX_ENDPOINTS`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(state: u16, endpoint: u32) -> u16 {
+        (state << ENDPOINT_BITS) | (endpoint as u16 & (super::MAX_ENDPOINTS as u16 - 1))
+    }
+    /// The state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(stamp: u16) -> u16 {
+        stamp >> ENDPOINT_BITS
+    }
+    /// The endpoint number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn endpoint(stamp: u16) -> u32 {
+        stamp as u32 & (super::MAX_ENDPOINTS - 1)
+    }
+    /// The stamp that a mark carries at [`super::Settings::mark_shift`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_mark(mark: u32, shift: u32) -> u16 {
+        (mark >> (shift & 31)) as u16
+    }
+    /// The mark with a stamp in it; all other bits stay.
+    #[must_use]
+    #[inline(always)]
+    pub const fn into_mark(mark: u32, shift: u32, stamp: u16) -> u32 {
+        let shift = shift & 31;
+        (mark & !(0xffff << shift)) | ((stamp as u32) << shift)
+    }
+}
+
+/// What a proxy rewrites: an address with a port. Node ports and host ports without address have the unspecified address
+/// and stand for every address of this node ([`address_kind::THIS_NODE`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Cluster, external, load-balancer or host address, IPv4 in mapped form; all zeros: any address of this node.
+    pub address: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// How many backends on the node itself a [`ServiceRow`] can name.
+pub const LOCAL_BACKENDS: usize = 4;
+
+/// The backends of a [`ServiceKey`] that have an address of this node: what is sent to them passes no device, so whether
+/// all of them are allowed must be known at the pod's veth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceRow {
+    /// How many of `local` are meant; more than [`LOCAL_BACKENDS`]: there are more than fit, and none is allowed.
+    pub count: u32,
+    /// The backends.
+    pub local: [LocalBackend; LOCAL_BACKENDS],
+}
+
+/// A backend on the node itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct LocalBackend {
+    /// Address of this node, IPv4 in mapped form.
+    pub address: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// A deferred flow as it leaves: after the proxy, by its real destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct DecidedKey {
+    /// Endpoint number of the sender, from the stamp.
+    pub endpoint: u32,
+    /// Source port as it leaves, network order. ICMP echo: the identifier.
+    pub source_port: [u8; 2],
+    /// Port of the backend, network order. ICMP: 0.
+    pub port: [u8; 2],
+    /// Address of the backend, IPv4 in mapped form.
+    pub backend: [u8; 16],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// What was decided. Losing the row costs one judgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DecidedRow {
+    /// Epoch of the endpoint when it was decided.
+    pub epoch: u32,
+    /// The rule that allows, or [`RULE_NONE`].
+    pub rule: u32,
+    /// One of [`rule_action`]: [`rule_action::ALLOW`] or [`rule_action::DENY`].
+    pub action: u32,
 }
 
 /// One address that an endpoint owns. Value of the map: one byte pair `[1, 0, 0, 0]` as u32 1.
@@ -326,9 +462,18 @@ pub struct FlowRow {
     pub initiator: u8,
     /// One of [`admission`].
     pub admission: u8,
-    /// True source endpoint by the stamp of decision D6, or 0.
+    /// Started by the pod: the state of [`stamp`] that the pod's packets get. Started by its peer: the endpoint number that
+    /// the first packet's stamp named, 0 if it had none that is believed.
     pub stamp: u16,
+    /// The device by which the peer's packets came in last when it was looked at, with [`CAME_FROM_POD`] set if it is a pod
+    /// bridge or a pod's veth; 0: not looked at yet. Spares an established packet the look-up.
+    pub came_by: u32,
+    /// Zero.
+    pub pad: u32,
 }
+
+/// In [`FlowRow::came_by`]: that device carries what pods send, so a packet must be stamped.
+pub const CAME_FROM_POD: u32 = 1 << 31;
 
 /// Who sent the first packet of a flow.
 pub mod initiator {
@@ -344,6 +489,9 @@ pub mod admission {
     pub const POLICY: u8 = 1;
     /// From a socket of the pod's own node (decision D7): never judged again.
     pub const OWN_NODE: u8 = 2;
+    /// Not at all yet: the pod sends to an address that a proxy rewrites. The entry admits replies; its packets are judged
+    /// by their real destination where they leave (decision D6).
+    pub const DEFERRED: u8 = 3;
 }
 
 /// Phase bits of a TCP (or SCTP) flow; they only choose the timeout.
@@ -417,8 +565,8 @@ pub const fn counter_index(endpoint: u32, direction: Direction, reason: u32) -> 
 pub struct Settings {
     /// Bits of [`setting_flags`].
     pub flags: u32,
-    /// Mask of the bits of `skb->mark` that are ours (decision D6), default `0xffff0000`.
-    pub mark_mask: u32,
+    /// Where the 16 bits of `skb->mark` that are ours begin (decision D6): 0 to 16, by default 16.
+    pub mark_shift: u32,
     /// Nanoseconds that one new flow costs an endpoint's token bucket: 1e9 / rate.
     pub bucket_cost: u64,
     /// Nanoseconds of credit a full bucket holds: burst × cost.
@@ -435,6 +583,8 @@ pub mod setting_flags {
     pub const PENDING_ALLOW: u32 = 1 << 1;
     /// The overlay is ipip: a pod's protocol 4 packets to node addresses are dropped.
     pub const OVERLAY_IPIP: u32 = 1 << 2;
+    /// Every port of the pod bridge has been attached once: from then on, what comes from a pod without a stamp is dropped.
+    pub const ARMED: u32 = 1 << 3;
 }
 
 /// Names an allocated id in [`names::DIGESTS`].
@@ -474,6 +624,10 @@ pub struct AgentState {
     pub epoch: u32,
     /// How far the first start on this node has come: one of [`progress`].
     pub progress: u32,
+    /// 1 from when [`setting_flags::ARMED`] was set first; never cleared.
+    pub armed: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Steps of the first start, in [`AgentState`].
@@ -508,6 +662,12 @@ pub mod sizes {
     pub const TOMBSTONES: u32 = 32 * 1024;
     /// Fragmented datagrams under way.
     pub const FRAGMENTS: u32 = 8 * 1024;
+    /// Addresses with ports that a proxy rewrites.
+    pub const SERVICES: u32 = 64 * 1024;
+    /// Ranges of ClusterIPs.
+    pub const SERVICE_CIDRS: u32 = 64;
+    /// Deferred flows whose real destination was judged.
+    pub const DECIDED: u32 = 128 * 1024;
     /// Allocated ids with a digest.
     pub const DIGESTS: u32 = 512 * 1024;
     /// Bytes of the ring buffer.
@@ -525,13 +685,19 @@ const _: () = {
     assert!(size_of::<PortKeyData>() == 8);
     assert!(size_of::<PortRow>() == 8);
     assert!(size_of::<FlowKey>() == 28);
-    assert!(size_of::<FlowRow>() == 40);
+    assert!(size_of::<FlowRow>() == 48);
     assert!(size_of::<FragmentKey>() == 44);
     assert!(size_of::<FragmentRow>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Settings>() == 32);
     assert!(size_of::<DigestKey>() == 8);
-    assert!(size_of::<AgentState>() == 8);
+    assert!(size_of::<AgentState>() == 16);
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<LocalBackend>() == 20);
+    assert!(size_of::<ServiceRow>() == 4 + 20 * LOCAL_BACKENDS);
+    assert!(size_of::<DecidedKey>() == 28);
+    assert!(size_of::<DecidedRow>() == 12);
+    assert!(1 << stamp::ENDPOINT_BITS == MAX_ENDPOINTS);
 };
 
 /// Writes an IPv4 address in its IPv4-mapped form.
@@ -569,5 +735,9 @@ mod pod {
         Settings,
         DigestKey,
         AgentState,
+        ServiceKey,
+        ServiceRow,
+        DecidedKey,
+        DecidedRow,
     );
 }

@@ -5,8 +5,8 @@
 //! at once. Methods take `&self` because programs run concurrently on shared maps.
 
 use crate::abi::{
-    AddressKey, ClassRow, Counter, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey, FragmentRow,
-    InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, Settings,
+    AddressKey, ClassRow, Counter, DecidedKey, DecidedRow, EndpointOptions, EndpointWord, FlowKey, FlowRow,
+    FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings,
 };
 
 /// The three flow tables of decision D5.
@@ -67,6 +67,14 @@ pub trait Tables {
     fn remove_flow(&self, table: FlowTable, key: &FlowKey);
     /// In-place store of `last_seen` and `phase` of an existing flow; absent is fine.
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32);
+    /// The backends on this node of an address and port that a proxy rewrites; `None`: no proxy is known to.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow>;
+    /// Whether an address, IPv4 in mapped form, is in a range that ClusterIPs are taken from.
+    fn is_service_range(&self, address: &[u8; 16]) -> bool;
+    /// What was decided of a deferred flow.
+    fn decided(&self, key: &DecidedKey) -> Option<DecidedRow>;
+    /// Remembers what was decided. A full table loses it, which costs another judgement.
+    fn put_decided(&self, key: &DecidedKey, row: &DecidedRow);
     /// Ports of a fragmented datagram.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow>;
     /// Remembers the ports of a fragmented datagram.

@@ -6,9 +6,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::abi::{
-    AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow,
-    FragmentKey, FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, REASONS, RuleKey, RuleRow,
-    Settings, sizes,
+    AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, Digest, DigestKey, EndpointOptions,
+    EndpointWord, FlowKey, FlowRow, FragmentKey, FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow,
+    REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, sizes,
 };
 use netpol_common::decide::Scratch;
 use netpol_common::tables::{FlowTable, Full, Tables};
@@ -60,6 +60,12 @@ static DIGESTS: HashMap<DigestKey, Digest> = HashMap::with_max_entries(sizes::DI
 static AGENT_STATE: Array<AgentState> = Array::with_max_entries(1, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::EVENTS, 0);
+#[map]
+static SERVICES: HashMap<ServiceKey, ServiceRow> = HashMap::with_max_entries(sizes::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICE_CIDRS: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(sizes::SERVICE_CIDRS, BPF_F_NO_PREALLOC);
+#[map]
+static DECIDED: LruHashMap<DecidedKey, DecidedRow> = LruHashMap::with_max_entries(sizes::DECIDED, 0);
 
 // This object's own, pinned nowhere. One for each CPU is enough: a TC program runs with bottom halves disabled, so none
 // follows another on a CPU before that has finished.
@@ -192,6 +198,27 @@ impl Tables for BpfTables {
                 (&raw mut (*row).phase).write_volatile(phase);
             }
         }
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow> {
+        row(&SERVICES, key)
+    }
+
+    #[inline(always)]
+    fn is_service_range(&self, address: &[u8; 16]) -> bool {
+        SERVICE_CIDRS.get(Key::new(128, *address)).is_some()
+    }
+
+    #[inline(always)]
+    fn decided(&self, key: &DecidedKey) -> Option<DecidedRow> {
+        // SAFETY: as in `row`.
+        DECIDED.get_ptr(key).map(|row| unsafe { *row })
+    }
+
+    #[inline(always)]
+    fn put_decided(&self, key: &DecidedKey, row: &DecidedRow) {
+        let _status = DECIDED.insert(key, row, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

@@ -190,6 +190,10 @@ impl History {
             | MapOp::PutAddress(_)
             | MapOp::RemoveAddress(_)
             | MapOp::SetOptions { .. }
+            | MapOp::PutService(..)
+            | MapOp::RemoveService(_)
+            | MapOp::PutServiceCidr(_)
+            | MapOp::RemoveServiceCidr(_)
             | MapOp::SetEpoch(_) => {}
         }
     }

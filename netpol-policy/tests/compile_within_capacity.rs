@@ -37,8 +37,19 @@ fn small(random: &mut Random) -> Capacities {
 }
 
 fn assert_fits(tables: &MemoryTables, capacities: &Capacities, context: &str) {
-    let Snapshot { digests, ports, rules, classes, cidrs, words: _, addresses, options: _, epoch: _ } =
-        tables.snapshot();
+    let Snapshot {
+        digests,
+        ports,
+        rules,
+        classes,
+        cidrs,
+        words: _,
+        addresses,
+        options: _,
+        services: _,
+        service_cidrs: _,
+        epoch: _,
+    } = tables.snapshot();
     let of = |v6: bool| classes.keys().filter(|address| address.is_ipv6() == v6).count();
     let prefixes = |v6: bool| cidrs.keys().filter(|prefix| prefix.addr().is_ipv6() == v6).count();
     for (map, rows, most) in [

@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use netpol_common::abi::Direction;
 use netpol_common::abi::{
     self, AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey,
-    FlowRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, Settings, counter_index, id_kind, names,
+    FlowRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index,
+    id_kind, mapped, names,
 };
 use netpol_policy::compile::{MapOp, Snapshot};
 
@@ -103,6 +104,8 @@ pub struct Maps {
     settings: Array<MapData, Settings>,
     digests: HashMap<MapData, DigestKey, Digest>,
     state: Array<MapData, AgentState>,
+    services: HashMap<MapData, ServiceKey, ServiceRow>,
+    service_cidrs: LpmTrie<MapData, [u8; 16], u32>,
 }
 
 fn open<T>(pins: &Pins, name: &'static str) -> Result<T, MapsError>
@@ -138,6 +141,8 @@ impl Maps {
             settings: open(pins, names::SETTINGS)?,
             digests: open(pins, names::DIGESTS)?,
             state: open(pins, names::AGENT_STATE)?,
+            services: open(pins, names::SERVICES)?,
+            service_cidrs: open(pins, names::SERVICE_CIDRS)?,
         })
     }
 
@@ -187,6 +192,14 @@ impl Maps {
             MapOp::RemoveAddress(key) => absent_is_fine(names::ADDRESSES, self.addresses.remove(&key)),
             MapOp::SetOptions { endpoint, options } => {
                 self.options.set(endpoint, options, 0).map_err(map_error(names::OPTIONS))
+            }
+            MapOp::PutService(key, row) => self.services.insert(key, row, 0).map_err(map_error(names::SERVICES)),
+            MapOp::RemoveService(key) => absent_is_fine(names::SERVICES, self.services.remove(&key)),
+            MapOp::PutServiceCidr(range) => {
+                self.service_cidrs.insert(&service_range(range), 1, 0).map_err(map_error(names::SERVICE_CIDRS))
+            }
+            MapOp::RemoveServiceCidr(range) => {
+                absent_is_fine(names::SERVICE_CIDRS, self.service_cidrs.remove(&service_range(range)))
             }
             MapOp::SetEpoch(epoch) => {
                 let state = AgentState { epoch, ..self.state()? };
@@ -290,6 +303,16 @@ impl Maps {
                 let _ = snapshot.cidrs.insert(prefix, class);
             }
         }
+        for entry in &self.services {
+            let (key, row) = entry.map_err(map_error(names::SERVICES))?;
+            let _ = snapshot.services.insert(key, row);
+        }
+        for entry in &self.service_cidrs {
+            let (key, _) = entry.map_err(map_error(names::SERVICE_CIDRS))?;
+            if let Some(range) = range_of(key.prefix_len(), key.data()) {
+                let _ = snapshot.service_cidrs.insert(range);
+            }
+        }
         for key in self.addresses.keys() {
             let _ = snapshot.addresses.insert(key.map_err(map_error(names::ADDRESSES))?);
         }
@@ -338,6 +361,26 @@ impl Maps {
             }
         }
         Ok(())
+    }
+}
+
+/// Bits of a mapped address before those of the IPv4 address.
+const MAPPED: u8 = 96;
+
+/// A prefix as the key of a trie that holds both families.
+fn service_range(range: IpNet) -> Key<[u8; 16]> {
+    match range {
+        IpNet::V4(range) => Key::new(u32::from(MAPPED + range.prefix_len()), mapped(range.network().octets())),
+        IpNet::V6(range) => Key::new(u32::from(range.prefix_len()), range.network().octets()),
+    }
+}
+
+/// The other way round; `None` for what [`service_range`] never makes.
+fn range_of(prefix_len: u32, data: [u8; 16]) -> Option<IpNet> {
+    let length = u8::try_from(prefix_len).ok()?;
+    match IpAddr::from(data).to_canonical() {
+        IpAddr::V4(address) => IpNet::new(address.into(), length.checked_sub(MAPPED)?).ok(),
+        IpAddr::V6(address) => IpNet::new(address.into(), length).ok(),
     }
 }
 

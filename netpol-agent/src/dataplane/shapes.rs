@@ -2,8 +2,9 @@
 
 use aya::maps::MapType;
 use netpol_common::abi::{
-    AddressKey, AgentState, ClassRow, Counter, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
-    FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow, Settings, names, sizes,
+    AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, DigestKey, EndpointOptions, EndpointWord,
+    FlowKey, FlowRow, FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow,
+    ServiceKey, ServiceRow, Settings, names, sizes,
 };
 
 /// The shape of one map.
@@ -62,6 +63,9 @@ pub fn shapes(endpoints: u32) -> Vec<Shape> {
             value_size: 0,
             max_entries: sizes::EVENTS,
         },
+        shape::<ServiceKey, ServiceRow>(names::SERVICES, MapType::Hash, sizes::SERVICES),
+        lpm::<[u8; 16], u32>(names::SERVICE_CIDRS, sizes::SERVICE_CIDRS),
+        shape::<DecidedKey, DecidedRow>(names::DECIDED, MapType::LruHash, sizes::DECIDED),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use netpol_common::abi::{
     AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_ALLOW_ALL,
-    admission, endpoint_flags, id_kind, initiator, mapped, phase,
+    admission, endpoint_flags, id_kind, initiator, mapped, phase, stamp,
 };
 use netpol_policy::compile::{Change, Endpoint, MapOp};
 use tracing::{debug, info, warn};
@@ -181,7 +181,10 @@ fn seed(
                 phase: phase::REPLIED,
                 initiator: who,
                 admission: if own_node { admission::OWN_NODE } else { admission::POLICY },
-                stamp: 0,
+                // Of a Service's address, the proxy's own tracking keeps the backend: what it was judged by is not known.
+                stamp: stamp::DEFERRED,
+                came_by: 0,
+                pad: 0,
             };
             match dataplane.maps.seed_flow(key, row) {
                 Ok(()) => seeded += 1,

@@ -510,7 +510,7 @@ fn settings(config: &Config) -> Settings {
     }
     Settings {
         flags,
-        mark_mask: config.mark_mask.bits(),
+        mark_shift: config.mark_mask.bits().trailing_zeros(),
         bucket_cost: config.flow_budget.cost_ns(),
         bucket_burst: config.flow_budget.burst_ns(),
         overlay_ports,

@@ -44,6 +44,8 @@ fn new_row(case: &Case, initiator: u8, admission: u8) -> FlowRow {
         initiator,
         admission,
         stamp: 0,
+        came_by: 0,
+        pad: 0,
     }
 }
 

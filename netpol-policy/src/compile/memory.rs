@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use netpol_common::abi::{
-    AddressKey, CLASS_NONE, ClassRow, Counter, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
-    FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, RuleKey, RuleRow, Settings,
+    AddressKey, CLASS_NONE, ClassRow, Counter, DecidedKey, DecidedRow, EndpointOptions, EndpointWord, FlowKey, FlowRow,
+    FragmentKey, FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey,
+    ServiceRow, Settings,
 };
 use netpol_common::tables::{FlowTable, Full, Tables};
 
@@ -23,6 +25,7 @@ struct Written {
     confirmed: BTreeMap<FlowKey, FlowRow>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
+    decided: BTreeMap<DecidedKey, DecidedRow>,
     buckets: BTreeMap<u32, u64>,
     counters: BTreeMap<u32, Counter>,
 }
@@ -59,7 +62,19 @@ impl MemoryTables {
 
     /// Carries out one operation. Removing what is not there is fine, as it is in the kernel.
     pub fn apply(&mut self, op: &MapOp) {
-        let Snapshot { digests, ports, rules, classes, cidrs, words, addresses, options, epoch } = &mut self.policy;
+        let Snapshot {
+            digests,
+            ports,
+            rules,
+            classes,
+            cidrs,
+            words,
+            addresses,
+            options,
+            services,
+            service_cidrs,
+            epoch,
+        } = &mut self.policy;
         match *op {
             MapOp::PutDigest(key, digest) => drop(digests.insert(key, digest)),
             MapOp::RemoveDigest(key) => drop(digests.remove(&key)),
@@ -75,6 +90,10 @@ impl MemoryTables {
             MapOp::PutAddress(key) => drop(addresses.insert(key)),
             MapOp::RemoveAddress(key) => drop(addresses.remove(&key)),
             MapOp::SetOptions { endpoint, options: new } => drop(options.insert(endpoint, new)),
+            MapOp::PutService(key, row) => drop(services.insert(key, row)),
+            MapOp::RemoveService(key) => drop(services.remove(&key)),
+            MapOp::PutServiceCidr(prefix) => drop(service_cidrs.insert(prefix)),
+            MapOp::RemoveServiceCidr(prefix) => drop(service_cidrs.remove(&prefix)),
             MapOp::SetEpoch(new) => *epoch = new,
         }
     }
@@ -166,6 +185,22 @@ impl Tables for MemoryTables {
             row.last_seen = last_seen;
             row.phase = phase;
         }
+    }
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow> {
+        self.policy.services.get(key).copied()
+    }
+    fn is_service_range(&self, address: &[u8; 16]) -> bool {
+        self.policy.service_cidrs.iter().any(|range| match (range, IpAddr::from(*address).to_canonical()) {
+            (IpNet::V4(range), IpAddr::V4(address)) => range.contains(&address),
+            (IpNet::V6(range), IpAddr::V6(address)) => range.contains(&address),
+            (IpNet::V4(_), IpAddr::V6(_)) | (IpNet::V6(_), IpAddr::V4(_)) => false,
+        })
+    }
+    fn decided(&self, key: &DecidedKey) -> Option<DecidedRow> {
+        self.written().decided.get(key).copied()
+    }
+    fn put_decided(&self, key: &DecidedKey, row: &DecidedRow) {
+        let _old = self.written().decided.insert(*key, *row);
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
         self.written().fragments.get(key).copied()

@@ -45,7 +45,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use netpol_common::abi::{
     AddressKey, ClassRow, Digest, DigestKey, EndpointOptions, EndpointWord, PortKeyData, PortRow, RuleKey, RuleRow,
-    id_kind,
+    ServiceKey, ServiceRow, id_kind,
 };
 
 use self::atoms::{AtomId, Atoms, Member};
@@ -151,6 +151,14 @@ pub enum MapOp {
         /// The switches.
         options: EndpointOptions,
     },
+    /// A proxy rewrites this address and port, and these are its backends on the node itself.
+    PutService(ServiceKey, ServiceRow),
+    /// No proxy does any more.
+    RemoveService(ServiceKey),
+    /// ClusterIPs are taken from this prefix, host bits zero.
+    PutServiceCidr(IpNet),
+    /// None are any more.
+    RemoveServiceCidr(IpNet),
     /// Remembers the last epoch given out. Comes before the words that bear it.
     SetEpoch(u32),
 }

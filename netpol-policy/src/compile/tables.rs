@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netpol_common::abi::{
     AddressKey, CLASS_NONE, ClassRow, Digest, DigestKey, EndpointOptions, EndpointWord, PortRow, RuleKey, RuleRow,
+    ServiceKey, ServiceRow,
 };
 
 use super::cidr::longest_match;
@@ -35,6 +36,10 @@ pub struct Snapshot {
     pub addresses: BTreeSet<AddressKey>,
     /// Switches by endpoint number. Absent is zero.
     pub options: BTreeMap<u32, EndpointOptions>,
+    /// What proxies rewrite.
+    pub services: BTreeMap<ServiceKey, ServiceRow>,
+    /// Ranges of ClusterIPs, host bits zero.
+    pub service_cidrs: BTreeSet<IpNet>,
     /// The last epoch given out.
     pub epoch: u32,
 }
@@ -133,7 +138,19 @@ pub(super) struct Tables {
 impl Tables {
     /// What an earlier agent left. `own` tells the kinds of digests that are the compiler's.
     pub(super) fn new(capacities: &Capacities, snapshot: Snapshot, own: &[u32]) -> Self {
-        let Snapshot { digests, ports, rules, classes, cidrs, words, addresses, options, epoch: _ } = snapshot;
+        let Snapshot {
+            digests,
+            ports,
+            rules,
+            classes,
+            cidrs,
+            words,
+            addresses,
+            options,
+            services: _,
+            service_cidrs: _,
+            epoch: _,
+        } = snapshot;
         let mut quotas = Quotas::new(capacities);
         let mut count = |map: Counted, rows: usize| quotas.found(map, rows);
         count(Counted::Digests, digests.len());

@@ -153,7 +153,19 @@ pub(crate) struct Meaning(pub(crate) BTreeMap<String, String>);
 
 impl Meaning {
     pub(crate) fn of(tables: &MemoryTables) -> Self {
-        let Snapshot { digests, ports, rules, classes, cidrs, words, addresses, options, epoch: _ } = tables.snapshot();
+        let Snapshot {
+            digests,
+            ports,
+            rules,
+            classes,
+            cidrs,
+            words,
+            addresses,
+            options,
+            services: _,
+            service_cidrs: _,
+            epoch: _,
+        } = tables.snapshot();
         let mut meaning = BTreeMap::new();
         let digest = |kind: u32, id: u32| {
             let key = netpol_common::abi::DigestKey { kind, id };

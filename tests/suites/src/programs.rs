@@ -16,7 +16,8 @@ use ipnet::IpNet;
 use netpol_agent::dataplane::object::OBJECT;
 use netpol_common::abi::{
     AddressKey, ClassRow, Counter, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow, InterfaceRow,
-    PortKeyData, PortRow, REASONS, RuleKey, RuleRow, Settings, counter_index, names, programs,
+    PortKeyData, PortRow, REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index, mapped, names,
+    programs,
 };
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
@@ -208,6 +209,16 @@ impl Programs {
             MapOp::SetWord { endpoint, word } => self.set::<EndpointWord>(names::ENDPOINT_WORDS, endpoint, word),
             MapOp::PutAddress(key) => self.put(names::ADDRESSES, key, 1_u32),
             MapOp::RemoveAddress(key) => self.remove::<AddressKey, u32>(names::ADDRESSES, key),
+            MapOp::PutService(key, row) => self.put(names::SERVICES, key, row),
+            MapOp::RemoveService(key) => self.remove::<ServiceKey, ServiceRow>(names::SERVICES, key),
+            MapOp::PutServiceCidr(range) => {
+                let (length, address) = mapped_range(range);
+                self.put_prefix(names::SERVICE_CIDRS, length, address, 1_u32)
+            }
+            MapOp::RemoveServiceCidr(range) => {
+                let (length, address) = mapped_range(range);
+                self.remove_prefix::<_, u32>(names::SERVICE_CIDRS, length, address)
+            }
             MapOp::SetOptions { endpoint, options } => self.set::<EndpointOptions>(names::OPTIONS, endpoint, options),
         }
     }
@@ -239,6 +250,14 @@ impl Programs {
     fn remove_prefix<K: aya::Pod, V: aya::Pod>(&mut self, name: &'static str, length: u32, key: K) -> Result<()> {
         let mut map = LpmTrie::<_, K, V>::try_from(self.map(name)?)?;
         absent_is_fine(map.remove(&Key::new(length, key))).with_context(|| format!("removing from {name}"))
+    }
+}
+
+/// A prefix in a trie that holds both families.
+fn mapped_range(range: IpNet) -> (u32, [u8; 16]) {
+    match range {
+        IpNet::V4(range) => (96 + u32::from(range.prefix_len()), mapped(range.network().octets())),
+        IpNet::V6(range) => (range.prefix_len().into(), range.network().octets()),
     }
 }
 

@@ -11,9 +11,9 @@ use std::vec::Vec;
 
 use super::{Hook, judge};
 use crate::abi::{
-    AddressKey, ClassRow, Counter, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow, FragmentKey,
-    FragmentRow, InterfaceRow, PortKeyData, PortRow, RULE_NONE, RuleKey, RuleRow, Settings, address_kind,
-    counter_index, interface_flags, mapped, rule_action,
+    AddressKey, ClassRow, Counter, DecidedKey, DecidedRow, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow,
+    FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, RULE_NONE, RuleKey, RuleRow, ServiceKey, ServiceRow,
+    Settings, address_kind, counter_index, interface_flags, mapped, rule_action,
 };
 use crate::tables::{FlowTable, Full, Tables};
 use crate::verdict::{Reason, Verdict};
@@ -38,6 +38,7 @@ struct Written {
     confirmed: BTreeMap<FlowKey, FlowRow>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
+    decided: BTreeMap<DecidedKey, DecidedRow>,
     bucket: u64,
     counters: BTreeMap<u32, Counter>,
 }
@@ -52,6 +53,9 @@ struct World {
     classes: BTreeMap<[u8; 16], ClassRow>,
     rules: BTreeMap<RuleKey, RuleRow>,
     ports: BTreeMap<PortKeyData, PortRow>,
+    services: BTreeMap<ServiceKey, ServiceRow>,
+    /// Addresses of service ranges, one by one.
+    service_ranges: Vec<[u8; 16]>,
     written: RefCell<Written>,
     full: bool,
     now: u64,
@@ -78,6 +82,8 @@ impl World {
             ]),
             rules: BTreeMap::new(),
             ports: BTreeMap::new(),
+            services: BTreeMap::new(),
+            service_ranges: Vec::new(),
             written: RefCell::default(),
             full: false,
             now: 1000,
@@ -225,6 +231,18 @@ impl Tables for World {
         if let Some(row) = self.written.borrow_mut().table(table).get_mut(key) {
             (row.last_seen, row.phase) = (last_seen, phase);
         }
+    }
+    fn service(&self, key: &ServiceKey) -> Option<ServiceRow> {
+        self.services.get(key).copied()
+    }
+    fn is_service_range(&self, address: &[u8; 16]) -> bool {
+        self.service_ranges.contains(address)
+    }
+    fn decided(&self, key: &DecidedKey) -> Option<DecidedRow> {
+        self.written.borrow().decided.get(key).copied()
+    }
+    fn put_decided(&self, key: &DecidedKey, row: &DecidedRow) {
+        let _ = self.written.borrow_mut().decided.insert(*key, *row);
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
         self.written.borrow().fragments.get(key).copied()
