@@ -13,6 +13,7 @@ mod process;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Command {
     Image(image::Args),
     /// Run the tests, the privileged ones included
     Test(test::Args),
+    /// Run suites on other kernels, in virtual machines
+    Vm(vm::Args),
     /// Measure what a packet costs in each program
     Bench(bench::Args),
     /// Check formatting, lints, and the size of modules
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Cluster(command) => cluster::main(command),
         Command::Image(args) => image::main(&args),
         Command::Test(args) => test::main(&args),
+        Command::Vm(args) => vm::main(args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),
     };

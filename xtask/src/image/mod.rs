@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use crate::process;
 use crate::setup::{self, Need};
@@ -50,7 +49,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     };
     let output = match output {
         Some(output) => output.clone(),
-        None => target_directory()?.join("image/netpol-agent.tar"),
+        None => process::target_directory()?.join("image/netpol-agent.tar"),
     };
     let Sizes { binary: of_binary, archive, digest } = write(binary, tag, &output)?;
     println!("binary  {} MB  {}", megabytes(of_binary), binary.display());
@@ -104,14 +103,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     // The other variable that flags come from would win.
     build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
     process::run(&mut build)?;
-    Ok(target_directory()?.join(target).join("image/netpol-agent"))
-}
-
-/// Cargo's target folder of this workspace.
-fn target_directory() -> Result<PathBuf> {
-    let metadata = process::output(process::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
-    metadata["target_directory"].as_str().map(PathBuf::from).context("cargo metadata: no target_directory")
+    Ok(process::target_directory()?.join(target).join("image/netpol-agent"))
 }
 
 /// An architecture's name in images, which is Go's.
@@ -148,6 +140,8 @@ fn megabytes(bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

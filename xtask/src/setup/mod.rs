@@ -8,9 +8,11 @@
 mod bpf_linker;
 mod cluster;
 mod control_plane;
+pub(crate) mod debian;
 mod packages;
 mod progress;
 mod rust_src;
+mod vm;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -45,6 +47,8 @@ pub(crate) enum Need {
     ControlPlane,
     /// What nodes run: kubelet, containerd, flanneld, CNI plugins, kube-proxy, images
     Cluster,
+    /// An emulator, and what its machines are made with
+    Vm,
 }
 
 impl Need {
@@ -59,6 +63,7 @@ impl Need {
             Self::BpfLinker => bpf_linker::missing(),
             Self::ControlPlane => control_plane::missing(),
             Self::Cluster => cluster::missing(),
+            Self::Vm => Ok(vm::missing()),
         }
     }
 
@@ -69,6 +74,7 @@ impl Need {
             Self::BpfLinker => bpf_linker::install(),
             Self::ControlPlane => control_plane::install(),
             Self::Cluster => cluster::install(),
+            Self::Vm => vm::install(),
         }
     }
 }
