@@ -17,4 +17,5 @@ pub fn agent_binary() -> PathBuf {
 }
 
 pub mod frames;
+pub mod nine;
 pub mod programs;

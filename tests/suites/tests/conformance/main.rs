@@ -1,16 +1,33 @@
-//! The cases of the upstream NetworkPolicy suite (kubernetes/kubernetes, test/e2e/network/netpol), over pods in network
-//! namespaces.
+//! What the Kubernetes API says, over pods in network namespaces, with real packets and the real agent.
 //!
-//! Upstream's model: namespaces x, y, z, each with pods a, b, c, which serve TCP, UDP and SCTP on ports 80 and 81. Upstream
-//! probes one port of nine by nine pairs by Service address; here every port of every pair is probed in both families by
-//! the pod's address, since Services are not judged yet. Each matrix is held against two things: what upstream's case
-//! expects of its port, written by hand, and what the oracle says of all.
-//!
-//! The cases share one node and one agent, and change its manifests: so each is also a test of going from any policy to
-//! any other.
+//! The data-path tests of upstream's own suite, from the table `netpol_suites::nine::upstream`, in each family.
 
-mod egress;
-mod ingress;
-mod protocols;
-mod updates;
-mod world;
+mod identity;
+mod points;
+
+use netpol_suites::agent_binary;
+use netpol_suites::nine::run::{Through, run};
+use netpol_suites::nine::upstream;
+use netpol_testbed::sandbox::Families;
+
+fn upstreams_tests(families: Families) {
+    let through = Through::Pod;
+    let tally = run(&agent_binary(), families, through, &upstream::cases(families)).expect("run");
+    assert_eq!(tally.cases, 48, "upstream's data-path tests");
+    tally.report("upstream", families, through);
+}
+
+#[test]
+fn upstreams_tests_over_ipv4() {
+    upstreams_tests(Families::Ipv4);
+}
+
+#[test]
+fn upstreams_tests_over_ipv6() {
+    upstreams_tests(Families::Ipv6);
+}
+
+#[test]
+fn upstreams_tests_over_dual_stack() {
+    upstreams_tests(Families::Dual);
+}

@@ -1,0 +1,181 @@
+//! Puts cases in force and tries every connection.
+//!
+//! Almost all of a case's time is spent waiting: a denied connection is one that stays silent for longer than a SYN is
+//! retransmitted. So several nodes, each with its own agent and its own nine pods, take cases from one list.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use netpol_testbed::probe::Outcome;
+use netpol_testbed::sandbox::cells::End;
+use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox};
+
+use super::case::{Case, Step};
+use super::{Family, PODS, objects};
+
+/// Nodes at once: on two cores more of them only make the machine too slow to answer in time.
+const NODES: usize = 4;
+
+/// What a connection of a case goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// The pod's own address.
+    Pod,
+}
+
+impl std::fmt::Display for Through {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod => f.write_str("pod addresses"),
+        }
+    }
+}
+
+/// What came of a list of cases.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Cases.
+    pub cases: usize,
+    /// States that were put in force.
+    pub steps: usize,
+    /// Connections tried between the nine pods and those that cases add.
+    pub cells: usize,
+    /// Connections tried to and from hosts outside that stand for the blocks of policies.
+    pub outside: usize,
+    /// How many of all these policies deny.
+    pub denied: usize,
+    /// Connections that did something else than they should, in words.
+    pub wrong: Vec<String>,
+    /// How long it took, nodes included.
+    pub took: Duration,
+}
+
+impl Tally {
+    /// Prints the figures, and fails if a cell is wrong or if nothing was tried.
+    ///
+    /// # Panics
+    /// In those cases.
+    pub fn report(&self, suite: &str, families: Families, through: Through) {
+        let Self { cases, steps, cells, outside, denied, wrong, took } = self;
+        println!(
+            "{suite}: families={} through={through}: {cases} cases, {steps} steps, {cells} cells between pods and {outside} \
+             with hosts outside, of them {denied} to be denied: {} wrong, {:.1} s",
+            families.name(),
+            wrong.len(),
+            took.as_secs_f32(),
+        );
+        assert!(*cells > 0 && *denied > 0 && denied < cells, "{suite}: nothing was tried");
+        let shown = wrong.iter().take(20).fold(String::new(), |mut lines, line| {
+            let _ = writeln!(lines, "  {line}");
+            lines
+        });
+        assert!(wrong.is_empty(), "{suite}: {} cells are wrong:\n{shown}", wrong.len());
+    }
+
+    fn add(&mut self, other: Self) {
+        let Self { cases, steps, cells, outside, denied, wrong, took: _ } = other;
+        self.cases += cases;
+        self.steps += steps;
+        self.cells += cells;
+        self.outside += outside;
+        self.denied += denied;
+        self.wrong.extend(wrong);
+    }
+}
+
+/// Runs all cases, each on one of several nodes.
+///
+/// # Errors
+/// A node cannot be made, its agent ends, or its pods do not connect without policies.
+pub fn run(agent: &Path, families: Families, through: Through, cases: &[Case]) -> Result<Tally> {
+    let begin = Instant::now();
+    let next = AtomicUsize::new(0);
+    let mut tally = Tally::default();
+    std::thread::scope(|scope| -> Result<()> {
+        let node = || -> Result<Tally> {
+            let mut sandbox = node(agent, families)?;
+            let mut tally = Tally::default();
+            while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                tally.add(try_case(&mut sandbox, through, case).with_context(|| format!("case {}", case.name))?);
+            }
+            Ok(tally)
+        };
+        let nodes: Vec<_> = (0..NODES.min(cases.len())).map(|_| scope.spawn(node)).collect();
+        for node in nodes {
+            tally.add(node.join().unwrap_or_else(|_panic| Err(anyhow!("a node's thread panicked")))?);
+        }
+        Ok(())
+    })?;
+    ensure!(tally.cases == cases.len(), "{} of {} cases were run", tally.cases, cases.len());
+    tally.took = begin.elapsed();
+    Ok(tally)
+}
+
+/// A node with the nine pods, on which everything connects.
+fn node(agent: &Path, families: Families) -> Result<Sandbox> {
+    let options = Options { families, agent: Some(agent.to_owned()), agent_arguments: Vec::new(), recorded: true };
+    let mut sandbox = Sandbox::start(options)?;
+    let uplink = sandbox.node().options().uplink.clone();
+    for (family, own) in Family::of(families).iter().zip(uplink) {
+        // Hosts outside know the way to the node's pod CIDR, and to no others.
+        let line = format!("route add {} via {} dev uplink onlink", family.all_pods(), own.addr());
+        let mut command = Command::new("ip");
+        command.args(line.split(' '));
+        sandbox.node().outside().network().place().prepare(&mut command)?;
+        ensure!(command.status().context("cannot start ip")?.success(), "ip {line}");
+    }
+    let refused = sandbox.arrange(&objects(families))?;
+    ensure!(refused.is_empty(), "the nine pods are refused: {refused:?}");
+    sandbox.publish(Policies::InForce)?;
+    sandbox.baseline()?;
+    Ok(sandbox)
+}
+
+fn try_case(sandbox: &mut Sandbox, through: Through, case: &Case) -> Result<Tally> {
+    let mut tally = Tally { cases: 1, ..Tally::default() };
+    for (number, Step { manifests, expected }) in case.steps.iter().enumerate() {
+        let refused = sandbox.arrange(manifests)?;
+        ensure!(refused.is_empty(), "step {}: {refused:?}", number + 1);
+        sandbox.publish(Policies::InForce)?;
+        let matrix = match through {
+            Through::Pod => sandbox.matrix()?,
+        };
+        tally.steps += 1;
+        for answered in &matrix {
+            let is_outside = [&answered.cell.from, &answered.cell.to].iter().any(|end| matches!(end, End::Host(_)));
+            *(if is_outside { &mut tally.outside } else { &mut tally.cells }) += 1;
+            tally.denied += usize::from(!answered.expected);
+            let by_hand = expected.iter().filter_map(|expected| expected.of(answered));
+            let by_oracle = if answered.expected { Outcome::Allow } else { Outcome::Deny };
+            for (who, wanted) in
+                std::iter::once(("the oracle", by_oracle)).chain(by_hand.map(|hand| ("the case", hand)))
+            {
+                if answered.observed != wanted {
+                    tally.wrong.push(in_words(case, number, answered, who, &wanted));
+                }
+            }
+        }
+        let pairs = PODS.len() * PODS.len();
+        ensure!(matrix.len() >= pairs, "step {}: only {} cells were tried", number + 1, matrix.len());
+    }
+    ensure!(tally.steps > 0, "it has no steps");
+    Ok(tally)
+}
+
+fn in_words(case: &Case, step: usize, answered: &Answered, who: &str, wanted: &Outcome) -> String {
+    let Answered { cell, expected: _, observed } = answered;
+    format!(
+        "case `{}`, step {}: {} ({}) to {} ({}), {}: {who} expects {wanted:?}, observed {observed:?}",
+        case.name,
+        step + 1,
+        cell.from,
+        cell.source,
+        cell.to,
+        cell.destination,
+        cell.port,
+    )
+}
