@@ -7,6 +7,7 @@
 
 mod bench;
 mod cluster;
+mod conformance;
 mod image;
 mod lint;
 mod process;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Args),
     /// Run suites on other kernels, in virtual machines
     Vm(vm::Args),
+    /// Run upstream's own tests of NetworkPolicy against the DaemonSet in a cluster of this machine
+    Conformance(conformance::Args),
     /// Measure what a packet costs in each program
     Bench(bench::Args),
     /// Check formatting, lints, and the size of modules
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::main(&args),
         Command::Test(args) => test::main(&args),
         Command::Vm(args) => vm::main(args),
+        Command::Conformance(args) => conformance::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),
     };

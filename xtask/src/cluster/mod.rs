@@ -7,6 +7,7 @@
 
 mod capabilities;
 mod cgroups;
+pub(crate) mod client;
 mod components;
 mod control;
 pub(crate) mod images;
@@ -74,34 +75,37 @@ pub(crate) enum Command {
 pub(crate) struct Options {
     /// Nodes, beside the control plane, which runs no pods
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
-    nodes: u8,
+    pub(crate) nodes: u8,
     /// How Flannel carries packets of pods between nodes
     #[arg(long, value_enum, default_value = "vxlan")]
-    backend: Backend,
+    pub(crate) backend: Backend,
     /// How kube-proxy rewrites the addresses of Services
     #[arg(long, value_enum, default_value = "nftables")]
-    proxy: Proxy,
+    pub(crate) proxy: Proxy,
     /// Families of pods', Services' and nodes' addresses
     #[arg(long, value_enum, default_value = "ipv4")]
-    families: Families,
+    pub(crate) families: Families,
 }
 
+/// How Flannel carries packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-enum Backend {
+pub(crate) enum Backend {
     /// In UDP packets of the node
     Vxlan,
     /// As they are, by routes: the nodes share a network
     HostGw,
 }
 
+/// kube-proxy's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-enum Proxy {
+pub(crate) enum Proxy {
     Nftables,
     Iptables,
 }
 
+/// Families of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-enum Families {
+pub(crate) enum Families {
     Ipv4,
     Ipv6,
     /// Both
@@ -118,7 +122,7 @@ impl fmt::Display for Options {
 }
 
 /// What a value is called on the command line.
-fn name(value: impl ValueEnum) -> String {
+pub(crate) fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 

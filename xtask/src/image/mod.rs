@@ -17,7 +17,7 @@ use crate::setup::{self, Need};
 use archive::Image;
 
 /// What the manifests in `deploy/base` ask for.
-const REFERENCE: &str = concat!("netpol-agent:", env!("CARGO_PKG_VERSION"));
+pub(crate) const REFERENCE: &str = concat!("netpol-agent:", env!("CARGO_PKG_VERSION"));
 
 /// Options of `cargo xtask image`.
 #[derive(clap::Args)]

@@ -7,6 +7,7 @@
 
 mod bpf_linker;
 mod cluster;
+mod conformance_suite;
 mod control_plane;
 pub(crate) mod debian;
 mod packages;
@@ -49,6 +50,8 @@ pub(crate) enum Need {
     Cluster,
     /// An emulator, and what its machines are made with
     Vm,
+    /// Upstream's tests of NetworkPolicy, which run against a cluster
+    ConformanceSuite,
 }
 
 impl Need {
@@ -64,6 +67,7 @@ impl Need {
             Self::ControlPlane => control_plane::missing(),
             Self::Cluster => cluster::missing(),
             Self::Vm => Ok(vm::missing()),
+            Self::ConformanceSuite => conformance_suite::missing(),
         }
     }
 
@@ -75,6 +79,7 @@ impl Need {
             Self::ControlPlane => control_plane::install(),
             Self::Cluster => cluster::install(),
             Self::Vm => vm::install(),
+            Self::ConformanceSuite => conformance_suite::install(),
         }
     }
 }

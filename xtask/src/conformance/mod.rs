@@ -1,0 +1,95 @@
+//! `cargo xtask conformance`: upstream's own tests of NetworkPolicy, unchanged, against the DaemonSet in a cluster of
+//! this machine; with `--all`, everything that is held against the API's words, on every combination.
+//!
+//! [`suite`] is the program that the specs are in, [`site`] the cluster with the agent, [`runner`] runs [`specs`], and
+//! [`report`] says what came of it; [`upstream`] is these in order, for one combination.
+
+mod awaited;
+mod report;
+mod runner;
+mod site;
+mod specs;
+pub(crate) mod suite;
+mod upstream;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use netpol_testbed::interrupt;
+
+use crate::cluster::{self, Options};
+use crate::setup::{self, Need};
+use crate::{image, process};
+use site::Right;
+use specs::Selection;
+use upstream::Run;
+
+/// Options of `cargo xtask conformance`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    selection: Selection,
+    /// Specs at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: u8,
+    /// Leave the cluster standing, and use the one that a run with this option has left
+    #[arg(long)]
+    keep: bool,
+    /// What is printed on standard output
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// One JSON document, and nothing else
+    Json,
+}
+
+/// Runs it: the status is 0 if every spec passed, and 1 if one failed or was skipped without need.
+///
+/// # Errors
+/// It could not run.
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if !process::is_root() {
+        bail!("namespaces and BPF need root");
+    }
+    let right = Right::take()?;
+    setup::ensure(&[Need::Packages, Need::ControlPlane, Need::Cluster, Need::ConformanceSuite])?;
+    interrupt::listen()?;
+    match run(args, &right) {
+        Err(error) if error.is::<interrupt::Interrupted>() || interrupt::requested() => {
+            eprintln!("conformance: interrupted");
+            Ok(ExitCode::from(130))
+        }
+        outcome => outcome,
+    }
+}
+
+fn run(args: &Args, right: &Right) -> Result<ExitCode> {
+    let Args { options, selection, parallel, keep, output } = args;
+    let folder = process::target_directory()?.join("conformance");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let image = site::image(&folder)?;
+    let Options { nodes: _, backend, proxy, families } = options;
+    let name = [cluster::name(*families), cluster::name(*proxy), cluster::name(*backend)].join("-");
+    let run = Run {
+        options,
+        selection,
+        parallel: usize::from(*parallel),
+        keep: *keep,
+        image: &image,
+        folder: folder.join(name),
+    };
+    let summary = run.main(right)?;
+    match output {
+        Output::Text => print!("{}", summary.text()),
+        Output::Json => println!("{}", summary.json()),
+    }
+    Ok(if summary.complaints().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
