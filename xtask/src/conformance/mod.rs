@@ -2,8 +2,9 @@
 //! this machine; with `--all`, everything that is held against the API's words, on every combination.
 //!
 //! [`suite`] is the program that the specs are in, [`site`] the cluster with the agent, [`runner`] runs [`specs`], and
-//! [`report`] says what came of it; [`upstream`] is these in order, for one combination.
+//! [`report`] says what came of it; [`upstream`] is these in order, for one combination, and [`all`] these and other suites for every one.
 
+mod all;
 mod awaited;
 mod report;
 mod runner;
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// Leave the cluster standing, and use the one that a run with this option has left
     #[arg(long)]
     keep: bool,
+    #[command(flatten)]
+    all: all::Options,
     /// What is printed on standard output
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -72,21 +75,32 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 fn run(args: &Args, right: &Right) -> Result<ExitCode> {
-    let Args { options, selection, parallel, keep, output } = args;
+    let Args { options, selection, parallel, keep, all, output } = args;
     let folder = process::target_directory()?.join("conformance");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let image = site::image(&folder)?;
-    let Options { nodes: _, backend, proxy, families } = options;
-    let name = [cluster::name(*families), cluster::name(*proxy), cluster::name(*backend)].join("-");
-    let run = Run {
-        options,
-        selection,
-        parallel: usize::from(*parallel),
-        keep: *keep,
-        image: &image,
-        folder: folder.join(name),
+    let built = std::cell::OnceCell::new();
+    let upstream = |options: &Options| {
+        let image = match built.get() {
+            Some(image) => image,
+            None => {
+                let image = site::image(&folder)?;
+                built.get_or_init(|| image)
+            }
+        };
+        let Options { nodes: _, backend, proxy, families } = options;
+        let name = [cluster::name(*families), cluster::name(*proxy), cluster::name(*backend)].join("-");
+        let parallel = usize::from(*parallel);
+        Run { options, selection, parallel, keep: *keep, image, folder: folder.join(name) }.main(right)
     };
-    let summary = run.main(right)?;
+    if all.all {
+        let context = all::Context {
+            upstream: &|families, proxy| upstream(&Options { families, proxy, ..options.clone() }),
+            chosen: selection.to_string(),
+            folder: &folder,
+        };
+        return all::main(all, &context, *output);
+    }
+    let summary = upstream(options)?;
     match output {
         Output::Text => print!("{}", summary.text()),
         Output::Json => println!("{}", summary.json()),

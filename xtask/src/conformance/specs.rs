@@ -2,6 +2,7 @@
 //! reports that Ginkgo writes as JSON.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -65,6 +66,16 @@ impl Selection {
         let Self { focus, third } = self;
         focus.as_ref().is_none_or(|text| spec.name.contains(text.as_str()))
             && third.is_none_or(|third| spec.third() == third)
+    }
+}
+
+impl fmt::Display for Selection {
+    /// As it is given; empty for all specs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { focus, third } = self;
+        let focus = focus.as_ref().map(|text| format!("--focus {text:?}"));
+        let third = third.map(|third| format!("--third {third}"));
+        f.write_str(&focus.into_iter().chain(third).collect::<Vec<_>>().join(" "))
     }
 }
 

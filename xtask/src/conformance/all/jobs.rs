@@ -1,0 +1,275 @@
+//! What `--all` runs, and how each says what it found: upstream's suite by its own summary, the suites of this project by
+//! rows that they write to a file, or else by the number of their tests, and other kernels by what `cargo xtask vm`
+//! prints.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use super::Row;
+use crate::cluster::{self, Families, Proxy};
+use crate::conformance::report::Summary;
+use crate::process;
+
+/// Suites of this project in which verdicts are probed: test binaries of `tests/suites`.
+const SUITES: [&str; 3] = ["conformance", "packets", "sandbox"];
+
+/// Kernels beside the machine's own, as `cargo xtask vm` names them.
+const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
+
+/// The variable that names the file for a suite's rows; `netpol_suites::cells` reads it.
+const VARIABLE: &str = "NETPOL_CELLS";
+
+/// What one command runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Upstream's specs in a cluster.
+    Upstream { families: Families, proxy: Proxy },
+    /// A test binary, on this machine's kernel.
+    Suite(&'static str),
+    /// The suites that fit into a virtual machine, on its kernel.
+    Kernel(&'static str),
+}
+
+/// All of them: the quick ones first.
+pub(super) fn all() -> Vec<Job> {
+    let mut jobs: Vec<Job> = SUITES.map(Job::Suite).to_vec();
+    for families in Families::value_variants() {
+        for proxy in Proxy::value_variants() {
+            jobs.push(Job::Upstream { families: *families, proxy: *proxy });
+        }
+    }
+    jobs.extend(KERNELS.map(Job::Kernel));
+    jobs
+}
+
+/// What jobs need.
+pub(in crate::conformance) struct Context<'a> {
+    /// Runs upstream's specs on one combination.
+    pub(in crate::conformance) upstream: &'a dyn Fn(Families, Proxy) -> Result<Summary>,
+    /// What of upstream's specs is chosen, in words; empty for all.
+    pub(in crate::conformance) chosen: String,
+    /// Where files of the run go.
+    pub(in crate::conformance) folder: &'a Path,
+}
+
+impl Context<'_> {
+    /// A job's name, in the record too.
+    pub(super) fn name(&self, job: &Job) -> String {
+        match job {
+            Job::Upstream { families, proxy } => {
+                let name = format!("upstream {} {} {}", cluster::name(*families), cluster::name(*proxy), self.chosen);
+                name.trim_end().to_owned()
+            }
+            Job::Suite(name) => format!("suite {name}"),
+            Job::Kernel(series) => format!("kernel {series}"),
+        }
+    }
+
+    /// Runs a job to its end.
+    pub(super) fn run(&self, job: &Job) -> Result<Vec<Row>> {
+        match job {
+            Job::Upstream { families, proxy } => {
+                let summary = (self.upstream)(*families, *proxy)?;
+                eprint!("{}", summary.text());
+                Ok(vec![Row {
+                    suite: "upstream".to_owned(),
+                    family: cluster::name(*families),
+                    proxy: cluster::name(*proxy),
+                    kernel: release()?,
+                    cells: number(summary.outcomes.len())?,
+                    wrong: number(summary.failed().count() + summary.outcomes.len() - summary.ran())?,
+                    unit: "specs".to_owned(),
+                }])
+            }
+            Job::Suite(name) => self.suite(name),
+            Job::Kernel(series) => {
+                let mut vm = Command::new(std::env::current_exe().context("the path of this program")?);
+                vm.args(["vm", series]);
+                kernel_rows(series, &captured(&mut vm)?)
+            }
+        }
+    }
+
+    fn suite(&self, name: &str) -> Result<Vec<Row>> {
+        // What the suites run.
+        process::run(process::cargo().args(["build", "--package", "netpol-agent", "--bins"]))?;
+        let file = self.folder.join(format!("{name}.cells"));
+        std::fs::write(&file, "").with_context(|| format!("cannot write {}", file.display()))?;
+        let mut tests = process::cargo();
+        tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", name, "--", "--test-threads=1"]);
+        tests.env(VARIABLE, &file);
+        let printed = captured(&mut tests)?;
+        suite_rows(name, &release()?, &printed, &read(&file)?)
+    }
+}
+
+/// Runs a command, passes on what it prints, and returns that. Its status is not asked: what it printed says more, and
+/// whoever reads that notices what is missing.
+fn captured(command: &mut Command) -> Result<String> {
+    let line = process::line(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    let stdout = child.stdout.take().context("a child has no standard output")?;
+    let mut printed = String::new();
+    for text in BufReader::new(stdout).lines() {
+        let text = text.with_context(|| format!("cannot read what `{line}` prints"))?;
+        eprintln!("{text}");
+        printed.push_str(&text);
+        printed.push('\n');
+    }
+    child.wait().context("waitpid")?;
+    Ok(printed)
+}
+
+fn read(file: &PathBuf) -> Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// The rows of a suite: those that it wrote, added up; its tests where it wrote none, or where a test failed and no row
+/// says so.
+fn suite_rows(suite: &str, kernel: &str, printed: &str, written: &str) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = Vec::new();
+    for line in written.lines() {
+        let row: Row = serde_json::from_str(line).with_context(|| format!("{suite} wrote {line}"))?;
+        let same =
+            |other: &&mut Row| (&other.suite, &other.family, &other.proxy) == (&row.suite, &row.family, &row.proxy);
+        if let Some(there) = rows.iter_mut().find(same) {
+            there.cells += row.cells;
+            there.wrong += row.wrong;
+        } else {
+            rows.push(Row { kernel: kernel.to_owned(), ..row });
+        }
+    }
+    let results = printed.lines().filter_map(|line| line.strip_prefix("test result: "));
+    let mut counts = (0, 0);
+    let mut any = false;
+    for result in results {
+        let (passed, failed) = passed_and_failed(result).with_context(|| format!("{suite} printed {result}"))?;
+        counts = (counts.0 + passed, counts.1 + failed);
+        any = true;
+    }
+    if !any || counts.0 + counts.1 == 0 {
+        bail!("{suite} ran no test");
+    }
+    if rows.is_empty() || (counts.1 > 0 && rows.iter().all(|row| row.wrong == 0)) {
+        rows.push(Row {
+            suite: suite.to_owned(),
+            family: "dual".to_owned(),
+            proxy: "-".to_owned(),
+            kernel: kernel.to_owned(),
+            cells: counts.0 + counts.1,
+            wrong: counts.1,
+            unit: "tests".to_owned(),
+        });
+    }
+    Ok(rows)
+}
+
+/// The rows of a virtual machine: lines such as `5.10    packets      ok. 15 passed; 0 failed; 0 skipped; 12 s`.
+fn kernel_rows(series: &str, printed: &str) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for line in printed.lines() {
+        let Some(rest) = line.strip_prefix(series).filter(|rest| rest.starts_with(' ')) else { continue };
+        let (Some(suite), Some((passed, failed))) = (rest.split_whitespace().next(), passed_and_failed(rest)) else {
+            continue;
+        };
+        // It did not run to its end, and that is wrong whatever its tests said.
+        let is_cut = rest.contains("FAILED") && failed == 0;
+        rows.push(Row {
+            suite: suite.to_owned(),
+            family: "dual".to_owned(),
+            proxy: "-".to_owned(),
+            kernel: series.to_owned(),
+            cells: passed + failed,
+            wrong: failed + u64::from(is_cut),
+            unit: "tests".to_owned(),
+        });
+    }
+    if rows.is_empty() {
+        bail!("`cargo xtask vm {series}` printed no suite");
+    }
+    Ok(rows)
+}
+
+/// The two numbers of `… 15 passed; 0 failed; …`.
+fn passed_and_failed(line: &str) -> Option<(u64, u64)> {
+    let before = |text: &str| line.split_once(text)?.0.split_whitespace().next_back()?.parse().ok();
+    Some((before(" passed;")?, before(" failed;")?))
+}
+
+/// This machine's kernel.
+fn release() -> Result<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc/sys/kernel/osrelease")?;
+    Ok(release.trim().to_owned())
+}
+
+fn number(count: usize) -> Result<u64> {
+    u64::try_from(count).context("a count")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_meets_every_proxy_mode() {
+        let upstream = all().into_iter().filter(|job| matches!(job, Job::Upstream { .. })).count();
+        assert_eq!(upstream, 6);
+    }
+
+    #[test]
+    fn rows_of_one_kind_are_added_up_and_bear_the_kernel() {
+        let written = [("ipv4", 10, 0), ("ipv6", 5, 1), ("ipv4", 7, 0)].map(|(family, cells, wrong)| {
+            format!(r#"{{"suite":"services","family":"{family}","proxy":"iptables","cells":{cells},"wrong":{wrong}}}"#)
+        });
+        let printed = "test result: FAILED. 2 passed; 1 failed; 0 ignored\n";
+        let rows = suite_rows("services", "6.18", printed, &written.join("\n")).unwrap();
+        let numbers: Vec<_> = rows.iter().map(|row| (row.family.as_str(), row.cells, row.wrong)).collect();
+        assert_eq!(numbers, [("ipv4", 17, 0), ("ipv6", 5, 1)]);
+        assert!(rows.iter().all(|row| row.kernel == "6.18"));
+    }
+
+    #[test]
+    fn a_failed_test_is_a_wrong_row_although_no_cell_was_wrong() {
+        let written = r#"{"suite":"packets","family":"dual","proxy":"-","cells":10,"wrong":0}"#;
+        let rows =
+            suite_rows("packets", "6.18", "test result: FAILED. 1 passed; 1 failed; 0 ignored", written).unwrap();
+        assert_eq!((rows.len(), rows[1].wrong, rows[1].unit.as_str()), (2, 1, "tests"));
+    }
+
+    #[test]
+    fn a_suite_that_ran_nothing_is_no_row() {
+        assert!(suite_rows("packets", "6.18", "error: no test target", "").is_err());
+        assert!(suite_rows("packets", "6.18", "test result: ok. 0 passed; 0 failed; 0 ignored", "").is_err());
+    }
+
+    #[test]
+    fn suites_of_a_virtual_machine_are_rows_and_its_other_lines_are_not() {
+        let printed = "5.10    5.10.0-32-cloud-amd64: up in 4 s, 60 s in all\n\
+                       5.10    packets      ok. 15 passed; 0 failed; 2 skipped; 12 s\n\
+                       5.10      skipped: tcx: since 6.6\n\
+                       5.10    sandbox      FAILED (did not end). 3 passed; 0 failed; 0 skipped; 9 s\n";
+        let rows = kernel_rows("5.10", printed).unwrap();
+        let numbers: Vec<_> = rows.iter().map(|row| (row.suite.as_str(), row.cells, row.wrong)).collect();
+        assert_eq!(numbers, [("packets", 15, 0), ("sandbox", 3, 1)]);
+        assert!(kernel_rows("6.1", printed).is_err());
+    }
+
+    #[test]
+    fn every_suite_that_is_named_is_a_test_binary() {
+        for suite in SUITES {
+            let folder = process::workspace().join("tests/suites/tests");
+            assert!(
+                folder.join(suite).join("main.rs").is_file() || folder.join(format!("{suite}.rs")).is_file(),
+                "{suite}"
+            );
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! `cargo xtask conformance --all`: everything that holds the agent against the words of the API, on every combination
+//! of address family, proxy mode and kernel that it fits.
+//!
+//! A [`jobs::Job`] is what one command runs; it gives one or more [`Row`]s of the table. [`record`] keeps the rows of
+//! finished jobs with the commit they are of, so that a run that was interrupted goes on where it stopped.
+
+mod jobs;
+mod record;
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use netpol_testbed::interrupt::{self, Interrupted};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Output;
+pub(super) use jobs::Context;
+use record::{Finished, Record};
+
+/// A line of the table. Suites write it too, without the kernel (`netpol_suites::cells`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) suite: String,
+    /// Of addresses: `ipv4`, `ipv6`, or `dual`.
+    pub(super) family: String,
+    /// kube-proxy's mode, or `-` where there is no proxy.
+    pub(super) proxy: String,
+    /// Its release.
+    #[serde(default)]
+    pub(super) kernel: String,
+    /// How many were tried.
+    pub(super) cells: u64,
+    /// How many of them are not as they should be.
+    pub(super) wrong: u64,
+    /// What is counted: cells (connections that were tried), specs (of upstream's suite), tests.
+    #[serde(default = "cells")]
+    pub(super) unit: String,
+}
+
+fn cells() -> String {
+    "cells".to_owned()
+}
+
+/// Which jobs, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Options {
+    /// Every suite on every combination of family, proxy mode and kernel, row by row; what is finished for this commit is
+    /// not run again
+    #[arg(long, conflicts_with_all = ["keep", "nodes", "proxy", "families"])]
+    pub(super) all: bool,
+    /// With --all: only jobs with this text in their names, such as "upstream ipv6"
+    #[arg(long, value_name = "TEXT", requires = "all")]
+    rows: Option<String>,
+    /// With --all: run again what is finished
+    #[arg(long, requires = "all")]
+    again: bool,
+}
+
+/// Runs what is not finished, and prints the table: 0 if nothing is wrong, 1 if something is, 2 if a job could not run.
+///
+/// # Errors
+/// There is no job, the record cannot be read or written, or the user interrupts.
+pub(super) fn main(options: &Options, context: &Context<'_>, output: Output) -> Result<ExitCode> {
+    let Options { all: _, rows, again } = options;
+    let wanted = |name: &String| rows.as_ref().is_none_or(|text| name.contains(text.as_str()));
+    let jobs: Vec<_> = jobs::all().into_iter().map(|job| (context.name(&job), job)).collect();
+    let jobs: Vec<_> = jobs.into_iter().filter(|(name, _)| wanted(name)).collect();
+    if jobs.is_empty() {
+        bail!("no job has this in its name");
+    }
+    let mut record = Record::open()?;
+    eprintln!("conformance: {} jobs; the record is {}", jobs.len(), record.path().display());
+    let mut finished: Vec<Finished> = Vec::new();
+    let mut could_not = Vec::new();
+    for (number, (name, job)) in jobs.iter().enumerate() {
+        if !again && let Some(earlier) = record.find(name) {
+            eprintln!("conformance: {}/{} {name}: finished earlier", number + 1, jobs.len());
+            finished.push(earlier.clone());
+            continue;
+        }
+        eprintln!("conformance: {}/{} {name}", number + 1, jobs.len());
+        let begin = Instant::now();
+        match context.run(job) {
+            Ok(rows) => {
+                let done = Finished { job: name.clone(), rows, seconds: begin.elapsed().as_secs() };
+                record.add(&done)?;
+                finished.push(done);
+            }
+            Err(_) if interrupt::requested() => bail!(Interrupted),
+            Err(error) => {
+                eprintln!("conformance: {name} could not run: {error:#}");
+                could_not.push(name.clone());
+            }
+        }
+    }
+    let rows: Vec<&Row> = finished.iter().flat_map(|finished| &finished.rows).collect();
+    match output {
+        Output::Text => print!("{}", table(&rows, &could_not)),
+        Output::Json => {
+            let seconds: u64 = finished.iter().map(|finished| finished.seconds).sum();
+            let document = json!({
+                "commit": record.commit(), "changed": record.is_changed(), "seconds": seconds,
+                "rows": rows, "not_run": could_not,
+            });
+            println!("{document}");
+        }
+    }
+    Ok(match (could_not.is_empty(), rows.iter().all(|row| row.wrong == 0)) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(1),
+        (false, _) => ExitCode::from(2),
+    })
+}
+
+/// The rows for people, and what is missing.
+fn table(rows: &[&Row], could_not: &[String]) -> String {
+    let mut text = String::new();
+    let header = ["suite", "family", "proxy", "kernel", "probed", "", "wrong"].map(str::to_owned);
+    let mut lines = vec![header];
+    for Row { suite, family, proxy, kernel, cells, wrong, unit } in rows {
+        let numbers = (cells.to_string(), wrong.to_string());
+        let words = [suite, family, proxy, kernel, &numbers.0, unit, &numbers.1];
+        lines.push(words.map(String::clone));
+    }
+    let mut widths = [0; 7];
+    for line in &lines {
+        for (width, word) in widths.iter_mut().zip(line) {
+            *width = word.len().max(*width);
+        }
+    }
+    for line in &lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .enumerate()
+            // Numbers to the right.
+            .map(
+                |(at, (word, width))| {
+                    if matches!(at, 4 | 6) { format!("{word:>width$}") } else { format!("{word:width$}") }
+                },
+            )
+            .collect();
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    let wrong = rows.iter().filter(|row| row.wrong > 0).count();
+    let _ = writeln!(text, "{} rows, {wrong} of them with something wrong", rows.len());
+    for name in could_not {
+        let _ = writeln!(text, "could not run: {name}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_for_each_row_and_says_what_could_not_run() {
+        let row = |suite: &str, wrong| Row {
+            suite: suite.to_owned(),
+            family: "dual".to_owned(),
+            proxy: "-".to_owned(),
+            kernel: "6.18".to_owned(),
+            cells: 1945,
+            wrong,
+            unit: cells(),
+        };
+        let text = table(&[&row("sandbox", 0), &row("services", 3)], &["kernel 5.10".to_owned()]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong");
+        assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0");
+        assert_eq!(lines[3..], ["2 rows, 1 of them with something wrong", "could not run: kernel 5.10"]);
+    }
+
+    #[test]
+    fn a_row_that_a_suite_has_written_has_no_kernel_yet_and_counts_cells() {
+        let line = r#"{"suite":"services","family":"ipv6","proxy":"iptables","cells":200,"wrong":0}"#;
+        let row: Row = serde_json::from_str(line).unwrap();
+        assert_eq!((row.kernel.as_str(), row.unit.as_str(), row.cells), ("", "cells", 200));
+    }
+}
