@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Only what needs no root: unit and property tests
     #[arg(long)]
     unprivileged: bool,
-    /// Only these suites, and nothing else: packets, conformance, cluster, …
+    /// Only these suites, and nothing else: packets, conformance, cluster, …; upstream is upstream's own
     #[arg(long, value_delimiter = ',', conflicts_with = "unprivileged")]
     suite: Vec<String>,
     /// Given to the test binaries: a test's name, --nocapture, …
@@ -26,6 +26,13 @@ pub(crate) struct Args {
 
 /// The packages whose tests need no root. The agent's are built with the BPF toolchain; the others need only Rust.
 const UNPRIVILEGED: [&str; 5] = ["netpol-common", "netpol-policy", "netpol-testbed", "xtask", "netpol-agent"];
+
+/// What upstream's own suite is called among suites.
+const UPSTREAM: &str = "upstream";
+
+/// The part of it that is run here: on one combination, and with an agent that is compiled as the other suites' is. All
+/// of it on every combination takes an hour: `cargo xtask conformance --all`.
+const THIRD: [&str; 5] = ["conformance", "--third", "1", "--profile", "dev"];
 
 /// Runs the tests; the status is 1 if one fails.
 ///
@@ -50,7 +57,15 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         let mut agent = process::cargo();
         agent.args(["build", "--package", "netpol-agent", "--bins"]);
         steps.push(("the agent, which the suites run".to_owned(), agent));
-        for suite in if args.suite.is_empty() { suites()? } else { args.suite.clone() } {
+        let suites =
+            if args.suite.is_empty() { [suites()?, vec![UPSTREAM.to_owned()]].concat() } else { args.suite.clone() };
+        for suite in suites {
+            if suite == UPSTREAM {
+                let mut upstream = process::command(std::env::current_exe().context("the path of this program")?);
+                upstream.args(THIRD);
+                steps.push(("a third of upstream's suite".to_owned(), upstream));
+                continue;
+            }
             let mut tests = process::cargo();
             tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", &suite]);
             // Suites make namespaces, pins and links on one machine: one test at a time.

@@ -16,6 +16,7 @@ pub fn agent_binary() -> PathBuf {
     }
 }
 
+pub mod cells;
 pub mod frames;
 pub mod nine;
 pub mod programs;

@@ -20,8 +20,8 @@ use clap::ValueEnum;
 use netpol_testbed::interrupt;
 
 use crate::cluster::{self, Options};
+use crate::process;
 use crate::setup::{self, Need};
-use crate::{image, process};
 use site::Right;
 use specs::Selection;
 use upstream::Run;
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Specs at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
+    /// Cargo's profile of the agent: the default is what is shipped, dev is compiled sooner
+    #[arg(long, default_value = "image")]
+    profile: String,
     /// Leave the cluster standing, and use the one that a run with this option has left
     #[arg(long)]
     keep: bool,
@@ -75,7 +78,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 fn run(args: &Args, right: &Right) -> Result<ExitCode> {
-    let Args { options, selection, parallel, keep, all, output } = args;
+    let Args { options, selection, parallel, profile, keep, all, output } = args;
     let folder = process::target_directory()?.join("conformance");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let built = std::cell::OnceCell::new();
@@ -83,7 +86,7 @@ fn run(args: &Args, right: &Right) -> Result<ExitCode> {
         let image = match built.get() {
             Some(image) => image,
             None => {
-                let image = site::image(&folder)?;
+                let image = site::image(&folder, profile)?;
                 built.get_or_init(|| image)
             }
         };

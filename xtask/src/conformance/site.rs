@@ -2,7 +2,7 @@
 //! belongs to it.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -108,8 +108,8 @@ impl Drop for Site {
 ///
 /// # Errors
 /// It cannot be built.
-pub(super) fn image(folder: &Path) -> Result<std::path::PathBuf> {
+pub(super) fn image(folder: &Path, profile: &str) -> Result<PathBuf> {
     let archive = folder.join("netpol-agent.tar");
-    image::write(&image::build()?, image::REFERENCE, &archive)?;
+    image::write(&image::build_with(profile)?, image::REFERENCE, &archive)?;
     Ok(archive)
 }

@@ -44,8 +44,9 @@ impl Spec {
 
     /// The third it is in, 1 to 3: by its name alone, so that a new spec moves no other one.
     fn third(&self) -> u8 {
-        let first = Sha256::digest(self.name.as_bytes()).first().copied().unwrap_or_default();
-        first % THIRDS + 1
+        // Two bytes and not another number of them, since they divide the specs of 1.36 most evenly: 16, 18 and 16.
+        let sum: u16 = Sha256::digest(self.name.as_bytes()).iter().take(2).map(|byte| u16::from(*byte)).sum();
+        u8::try_from(sum % u16::from(THIRDS)).unwrap_or_default() + 1
     }
 }
 

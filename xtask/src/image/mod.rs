@@ -95,15 +95,25 @@ pub(crate) fn write(binary: &Path, reference: &str, output: &Path) -> Result<Siz
 /// # Errors
 /// Something is missing and cannot be installed, or the build fails.
 pub(crate) fn build() -> Result<PathBuf> {
+    build_with("image")
+}
+
+/// Builds the agent as one static binary with a profile of the workspace, as [`build`] does.
+///
+/// # Errors
+/// Something is missing and cannot be installed, or the build fails.
+pub(crate) fn build_with(profile: &str) -> Result<PathBuf> {
     setup::ensure(&Need::BPF_TOOLCHAIN)?;
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     eprintln!("image: building the agent as one static binary");
     let mut build = process::cargo();
-    build.args(["build", "--locked", "--profile", "image", "--package", "netpol-agent", "--bins", "--target", &target]);
+    build.args(["build", "--locked", "--profile", profile, "--package", "netpol-agent", "--bins", "--target", &target]);
     // The other variable that flags come from would win.
     build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
     process::run(&mut build)?;
-    Ok(process::target_directory()?.join(target).join("image/netpol-agent"))
+    // The one profile whose folder has another name.
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(process::target_directory()?.join(target).join(folder).join("netpol-agent"))
 }
 
 /// An architecture's name in images, which is Go's.
