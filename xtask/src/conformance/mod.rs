@@ -13,6 +13,8 @@ mod specs;
 pub(crate) mod suite;
 mod upstream;
 
+use std::cell::OnceCell;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +38,9 @@ pub(crate) struct Args {
     /// Specs at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
+    /// The agent's image, an archive as `cargo xtask image` writes it, instead of one that is built from this checkout
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    image: Option<PathBuf>,
     /// Cargo's profile of the agent: the default is what is shipped, dev is compiled sooner
     #[arg(long, default_value = "image")]
     profile: String,
@@ -43,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
-    all: all::Options,
+    all: all::Choice,
     /// What is printed on standard output
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -78,10 +83,14 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 fn run(args: &Args, right: &Right) -> Result<ExitCode> {
-    let Args { options, selection, parallel, profile, keep, all, output } = args;
+    let Args { options, selection, parallel, image, profile, keep, all, output } = args;
     let folder = process::target_directory()?.join("conformance");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let built = std::cell::OnceCell::new();
+    let built = OnceCell::new();
+    if let Some(image) = image {
+        let image = image.canonicalize().with_context(|| format!("--image {}", image.display()))?;
+        let _ = built.set(image);
+    }
     let upstream = |options: &Options| {
         let image = match built.get() {
             Some(image) => image,
@@ -109,4 +118,25 @@ fn run(args: &Args, right: &Right) -> Result<ExitCode> {
         Output::Json => println!("{}", summary.json()),
     }
     Ok(if summary.complaints().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn options_are_consistent_and_all_takes_none_of_one_combination() {
+        Line::command().debug_assert();
+        assert!(Line::try_parse_from(["", "--all", "--families", "ipv6"]).is_err());
+        assert!(Line::try_parse_from(["", "--rows", "upstream"]).is_err());
+        assert!(Line::parse_from(["", "--all", "--rows", "upstream", "--backend", "host-gw"]).args.all.all);
+    }
 }

@@ -68,6 +68,8 @@ impl Tally {
             wrong.len(),
             took.as_secs_f32(),
         );
+        crate::cells::report(&format!("{suite}-{through}"), families.name(), "-", cells + outside, wrong.len())
+            .expect("the cells are told");
         assert!(*cells > 0 && *denied > 0 && denied < cells, "{suite}: nothing was tried");
         let shown = wrong.iter().take(20).fold(String::new(), |mut lines, line| {
             let _ = writeln!(lines, "  {line}");

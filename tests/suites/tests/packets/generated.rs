@@ -75,6 +75,8 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
         }
     }
     println!("{cells} cells agree three ways, {allowed} of them allowed");
+    let number = usize::try_from(cells).expect("a number of cells");
+    netpol_suites::cells::report("packets-three-ways", "dual", "-", number, 0).expect("the cells are told");
     assert!(allowed > 0 && allowed < cells);
 }
 

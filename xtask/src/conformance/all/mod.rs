@@ -46,7 +46,7 @@ fn cells() -> String {
 
 /// Which jobs, and how.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct Options {
+pub(super) struct Choice {
     /// Every suite on every combination of family, proxy mode and kernel, row by row; what is finished for this commit is
     /// not run again
     #[arg(long, conflicts_with_all = ["keep", "nodes", "proxy", "families"])]
@@ -63,8 +63,8 @@ pub(super) struct Options {
 ///
 /// # Errors
 /// There is no job, the record cannot be read or written, or the user interrupts.
-pub(super) fn main(options: &Options, context: &Context<'_>, output: Output) -> Result<ExitCode> {
-    let Options { all: _, rows, again } = options;
+pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Result<ExitCode> {
+    let Choice { all: _, rows, again } = choice;
     let wanted = |name: &String| rows.as_ref().is_none_or(|text| name.contains(text.as_str()));
     let jobs: Vec<_> = jobs::all().into_iter().map(|job| (context.name(&job), job)).collect();
     let jobs: Vec<_> = jobs.into_iter().filter(|(name, _)| wanted(name)).collect();
