@@ -94,6 +94,19 @@ pub struct ContainerPort {
     pub port: u16,
 }
 
+/// A port of the node that is handed on to a pod (`hostPort`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `hostIP`; `None` when absent or unspecified: every address of the node.
+    pub address: Option<IpAddr>,
+    /// Protocol, defaulted to TCP.
+    pub protocol: Protocol,
+    /// Port of the node, 1–65535.
+    pub port: u16,
+    /// Port of the pod, 1–65535.
+    pub container_port: u16,
+}
+
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -113,6 +126,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Ports of containers and of restartable init containers (P7).
     pub ports: Vec<ContainerPort>,
+    /// Host ports of the same containers; none with `hostNetwork`, where nothing is handed on.
+    pub host_ports: Vec<HostPort>,
     /// `netpol-agent.dev/address-check: "off"`: the counted opt-out of D8.
     pub address_check_off: bool,
     /// `status.startTime` in seconds of the epoch, if set: a status newer than a veth may name it (D12).
@@ -240,26 +255,75 @@ pub struct Policy {
     pub egress: Option<Vec<Rule>>,
 }
 
+/// Where a Service sends what comes in by one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A number, the Service's own if none is given.
+    Number(u16),
+    /// A port name, resolved on each pod.
+    Named(String),
+}
+
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Protocol.
+    /// Name; empty if it is the only one. An [`EndpointPort`] of this name and protocol serves it.
+    pub name: String,
+    /// Protocol, defaulted to TCP.
     pub protocol: Protocol,
-    /// Port of the Service.
+    /// Port of the Service, 1–65535.
     pub port: u16,
     /// Node port, or 0.
     pub node_port: u16,
+    /// Port of the backends. Only the controller that makes EndpointSlices looks at it.
+    pub target: TargetPort,
 }
 
-/// A Service; used from decision D6 on.
+/// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
-    /// Cluster, external and load-balancer addresses.
+    /// Cluster, external and load-balancer addresses; none for a headless Service and for an `ExternalName`, which no
+    /// proxy looks at.
     pub addresses: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
+    /// Labels of its pods; empty if its EndpointSlices are made by others.
+    pub selector: Labels,
+}
+
+/// A port of the backends in an [`EndpointSlice`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointPort {
+    /// Name of the [`ServicePort`] that it serves.
+    pub name: String,
+    /// Protocol, defaulted to TCP.
+    pub protocol: Protocol,
+    /// Number, 1–65535.
+    pub port: u16,
+}
+
+/// Some of the backends of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Name of the Service, in the same namespace; empty if it belongs to none.
+    pub service: String,
+    /// Addresses of the endpoints that a proxy may pick: those that are ready, and those that still serve.
+    pub addresses: Vec<IpAddr>,
+    /// Ports, of each of them. One without number, which proxies skip, is left out.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// Ranges that ClusterIPs are taken from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Name.
+    pub name: String,
+    /// The ranges, host bits masked.
+    pub cidrs: Vec<IpNet>,
 }
 
 /// Everything that decides a verdict.
@@ -275,4 +339,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     /// Services by namespace and name.
     pub services: BTreeMap<ObjectName, Service>,
+    /// EndpointSlices by namespace and name.
+    pub slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// ServiceCIDRs by name.
+    pub service_cidrs: BTreeMap<String, ServiceCidr>,
 }

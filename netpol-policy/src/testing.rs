@@ -134,7 +134,7 @@ impl World {
     /// The changes that make the world from nothing, in the order of their kinds.
     #[must_use]
     pub fn everything(&self) -> Vec<Change> {
-        let Cluster { namespaces, pods, policies, nodes, services: _ } = &self.cluster;
+        let Cluster { namespaces, pods, policies, nodes, services: _, slices: _, service_cidrs: _ } = &self.cluster;
         let objects = namespaces.values().cloned().map(Object::Namespace);
         let objects = objects.chain(pods.values().cloned().map(Object::Pod));
         let objects = objects.chain(policies.values().cloned().map(Object::Policy));
@@ -313,6 +313,7 @@ impl World {
             phase: if finished { Phase::Finished } else { Phase::Live },
             addresses,
             ports,
+            host_ports: Vec::new(),
             address_check_off: self.random.chance(5),
             started: None,
         };

@@ -33,6 +33,7 @@ fn pod(name: &str, addresses: &[&str], app: &str) -> Pod {
         phase: Phase::Live,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         ports: Vec::new(),
+        host_ports: Vec::new(),
         address_check_off: false,
         started: None,
     }

@@ -168,6 +168,7 @@ fn pod(namespace: &str, name: &str, address: &str, of: &[(&str, &str)]) -> Pod {
         phase: Phase::Live,
         addresses: vec![address.parse().unwrap()],
         ports: Vec::new(),
+        host_ports: Vec::new(),
         address_check_off: false,
         started: None,
     }

@@ -98,8 +98,9 @@ impl Index {
             Change::Upsert(Object::Pod(pod)) => self.pod_changed(pod.name.clone(), Some(pod), dirty),
             Change::Upsert(Object::Policy(policy)) => self.policy_changed(policy.name.clone(), Some(policy), dirty),
             Change::Upsert(Object::Node(node)) => self.node_changed(node.name.clone(), Some(node), dirty),
-            // Services matter from decision D6 on, and not to the tables that are compiled here.
-            Change::Upsert(Object::Service(_)) | Change::Remove(Kind::Service, _) => {}
+            // Not compiled into any table yet.
+            Change::Upsert(Object::Service(_) | Object::EndpointSlice(_) | Object::ServiceCidr(_))
+            | Change::Remove(Kind::Service | Kind::EndpointSlice | Kind::ServiceCidr, _) => {}
             Change::Remove(Kind::Namespace, name) => {
                 if self.namespaces.remove(&name.name).is_some() {
                     self.namespace_changed(&name.name, dirty);

@@ -187,6 +187,14 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// A port number if present; 0 is what an unset one is sent as.
+    pub(crate) fn port_or_zero(&self) -> Result<Option<u16>, FieldError> {
+        match self.integer()? {
+            None | Some(0) => Ok(None),
+            Some(_) => self.port(),
+        }
+    }
+
     /// A map of strings.
     pub(crate) fn string_map(&self) -> Result<BTreeMap<String, String>, FieldError> {
         let mut map = BTreeMap::new();

@@ -42,7 +42,7 @@ pub(super) fn decode(kind: Kind, object: &Field<'_>) -> Result<Meta, FieldError>
     let name = name_field.filled_string()?.ok_or_else(|| name_field.error("is required"))?;
     let checked = match kind {
         Kind::Namespace | Kind::Service => syntax::dns_label(name),
-        Kind::Pod | Kind::Policy | Kind::Node => syntax::dns_subdomain(name),
+        Kind::Pod | Kind::Policy | Kind::Node | Kind::EndpointSlice | Kind::ServiceCidr => syntax::dns_subdomain(name),
     };
     checked.map_err(|problem| name_field.error(problem))?;
     let namespace = if kind.is_namespaced() {

@@ -13,6 +13,7 @@ pub(crate) mod field;
 pub(crate) mod meta;
 mod pod;
 pub(crate) mod policy;
+mod service;
 pub(crate) mod time;
 
 use std::collections::VecDeque;
@@ -24,7 +25,8 @@ pub use self::cluster::NAMESPACE_NAME_LABEL;
 use self::field::{Field, FieldError};
 pub use self::meta::DEFAULT_NAMESPACE;
 pub use self::pod::ADDRESS_CHECK_ANNOTATION;
-use crate::model::{Namespace, Node, ObjectName, Pod, Policy, Protocol, Service};
+pub use self::service::SERVICE_NAME_LABEL;
+use crate::model::{EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Protocol, Service, ServiceCidr};
 
 /// The kinds that decide verdicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,11 +41,16 @@ pub enum Kind {
     Service,
     /// `v1 Node`.
     Node,
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    EndpointSlice,
+    /// `networking.k8s.io/v1 ServiceCIDR`, which servers have from 1.33 on.
+    ServiceCidr,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Namespace, Self::Pod, Self::Policy, Self::Service, Self::Node];
+    pub const ALL: [Self; 7] =
+        [Self::Namespace, Self::Pod, Self::Policy, Self::Service, Self::Node, Self::EndpointSlice, Self::ServiceCidr];
 
     /// The API's name of the kind.
     #[must_use]
@@ -54,6 +61,8 @@ impl Kind {
             Self::Policy => "NetworkPolicy",
             Self::Service => "Service",
             Self::Node => "Node",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 
@@ -62,7 +71,8 @@ impl Kind {
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::Namespace | Self::Pod | Self::Service | Self::Node => "v1",
-            Self::Policy => "networking.k8s.io/v1",
+            Self::Policy | Self::ServiceCidr => "networking.k8s.io/v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
 
@@ -70,8 +80,8 @@ impl Kind {
     #[must_use]
     pub const fn is_namespaced(self) -> bool {
         match self {
-            Self::Pod | Self::Policy | Self::Service => true,
-            Self::Namespace | Self::Node => false,
+            Self::Pod | Self::Policy | Self::Service | Self::EndpointSlice => true,
+            Self::Namespace | Self::Node | Self::ServiceCidr => false,
         }
     }
 
@@ -84,6 +94,8 @@ impl Kind {
         let ours = match object.get("apiVersion") {
             Some(Value::String(version)) => match kind {
                 Self::Policy => matches!(group(version), "networking.k8s.io" | "extensions"),
+                Self::EndpointSlice => group(version) == "discovery.k8s.io",
+                Self::ServiceCidr => group(version) == "networking.k8s.io",
                 Self::Namespace | Self::Pod | Self::Service | Self::Node => group(version).is_empty(),
             },
             Some(_) | None => true,
@@ -115,6 +127,10 @@ pub enum Object {
     Service(Service),
     /// A Node.
     Node(Node),
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// A ServiceCIDR.
+    ServiceCidr(ServiceCidr),
 }
 
 impl Object {
@@ -127,6 +143,8 @@ impl Object {
             Self::Policy(_) => Kind::Policy,
             Self::Service(_) => Kind::Service,
             Self::Node(_) => Kind::Node,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -134,10 +152,13 @@ impl Object {
     #[must_use]
     pub fn name(&self) -> ObjectName {
         match self {
-            Self::Namespace(Namespace { name, .. }) | Self::Node(Node { name, .. }) => ObjectName::new("", name),
-            Self::Pod(Pod { name, .. }) | Self::Policy(Policy { name, .. }) | Self::Service(Service { name, .. }) => {
-                name.clone()
-            }
+            Self::Namespace(Namespace { name, .. })
+            | Self::Node(Node { name, .. })
+            | Self::ServiceCidr(ServiceCidr { name, .. }) => ObjectName::new("", name),
+            Self::Pod(Pod { name, .. })
+            | Self::Policy(Policy { name, .. })
+            | Self::Service(Service { name, .. })
+            | Self::EndpointSlice(EndpointSlice { name, .. }) => name.clone(),
         }
     }
 }
@@ -269,7 +290,7 @@ pub fn object_of(kind: Kind, value: &Value) -> Result<Object, Rejected> {
         let name = meta::readable_name(kind, value);
         let isolate = match kind {
             Kind::Policy => name.clone().map(|name| policy::isolation(name, value)),
-            Kind::Namespace | Kind::Pod | Kind::Service | Kind::Node => None,
+            Kind::Namespace | Kind::Pod | Kind::Service | Kind::Node | Kind::EndpointSlice | Kind::ServiceCidr => None,
         };
         Rejected { isolate, ..Rejected::new(kind.name(), name, error) }
     })
@@ -283,8 +304,10 @@ fn decode(kind: Kind, value: &Value) -> Result<Object, FieldError> {
         Kind::Namespace => Object::Namespace(cluster::namespace(meta)),
         Kind::Pod => Object::Pod(pod::decode(meta, &root)?),
         Kind::Policy => Object::Policy(policy::decode(meta, &root)?),
-        Kind::Service => Object::Service(cluster::service(meta, &root)?),
+        Kind::Service => Object::Service(service::service(meta, &root)?),
         Kind::Node => Object::Node(cluster::node(meta, &root)?),
+        Kind::EndpointSlice => Object::EndpointSlice(service::endpoint_slice(meta, &root)?),
+        Kind::ServiceCidr => Object::ServiceCidr(service::service_cidr(meta, &root)?),
     })
 }
 

@@ -1,10 +1,12 @@
 //! `v1 Pod`, as far as it decides verdicts.
 
+use std::net::IpAddr;
+
 use super::addresses::parse_address;
 use super::field::{Field, FieldError};
 use super::meta::Meta;
 use super::{protocol, time};
-use crate::model::{ContainerPort, Phase, Pod};
+use crate::model::{ContainerPort, HostPort, Phase, Pod};
 use crate::syntax;
 
 /// Opts a pod out of the source and destination address checks (decision D8), when set to `off`.
@@ -26,22 +28,28 @@ pub(super) fn decode(meta: Meta, object: &Field<'_>) -> Result<Pod, FieldError> 
         }
         None => None,
     };
+    let host_network = spec.member("hostNetwork")?.boolean()?;
+    let Ports { ports, mut host_ports } = ports(&spec)?;
+    if host_network {
+        host_ports.clear();
+    }
     Ok(Pod {
         name,
         uid,
         labels,
         node: spec.member("nodeName")?.string()?.unwrap_or_default().to_owned(),
-        host_network: spec.member("hostNetwork")?.boolean()?,
+        host_network,
         phase,
         addresses: addresses(&status)?,
-        ports: ports(&spec)?,
+        ports,
+        host_ports,
         address_check_off: annotations.get(ADDRESS_CHECK_ANNOTATION).is_some_and(|value| value == "off"),
         started,
     })
 }
 
 /// `podIPs`, all of them (B9); `podIP`, which is a copy of its first, only where it stands alone.
-fn addresses(status: &Field<'_>) -> Result<Vec<std::net::IpAddr>, FieldError> {
+fn addresses(status: &Field<'_>) -> Result<Vec<IpAddr>, FieldError> {
     let mut addresses = Vec::new();
     let mut add = |field: Field<'_>| -> Result<(), FieldError> {
         if let Some(text) = field.filled_string()? {
@@ -63,9 +71,16 @@ fn addresses(status: &Field<'_>) -> Result<Vec<std::net::IpAddr>, FieldError> {
     Ok(addresses)
 }
 
+/// What containers declare.
+#[derive(Default)]
+struct Ports {
+    ports: Vec<ContainerPort>,
+    host_ports: Vec<HostPort>,
+}
+
 /// Ports of containers and of restartable init containers, which run beside them (P7).
-fn ports(spec: &Field<'_>) -> Result<Vec<ContainerPort>, FieldError> {
-    let mut ports = Vec::new();
+fn ports(spec: &Field<'_>) -> Result<Ports, FieldError> {
+    let mut ports = Ports::default();
     let containers = spec.member("containers")?;
     for container in containers.items()? {
         container_ports(&container, &mut ports)?;
@@ -79,7 +94,7 @@ fn ports(spec: &Field<'_>) -> Result<Vec<ContainerPort>, FieldError> {
     Ok(ports)
 }
 
-fn container_ports(container: &Field<'_>, ports: &mut Vec<ContainerPort>) -> Result<(), FieldError> {
+fn container_ports(container: &Field<'_>, Ports { ports, host_ports }: &mut Ports) -> Result<(), FieldError> {
     let list = container.member("ports")?;
     for entry in list.items()? {
         let name_field = entry.member("name")?;
@@ -90,7 +105,17 @@ fn container_ports(container: &Field<'_>, ports: &mut Vec<ContainerPort>) -> Res
         let number_field = entry.member("containerPort")?;
         let port = number_field.port()?.ok_or_else(|| number_field.error("is required"))?;
         let protocol = protocol(&entry.member("protocol")?)?;
+        if let Some(host_port) = entry.member("hostPort")?.port_or_zero()? {
+            let address = host_address(&entry.member("hostIP")?)?;
+            host_ports.push(HostPort { address, protocol, port: host_port, container_port: port });
+        }
         ports.push(ContainerPort { name: name.map(str::to_owned), protocol, port });
     }
     Ok(())
+}
+
+fn host_address(field: &Field<'_>) -> Result<Option<IpAddr>, FieldError> {
+    let Some(text) = field.filled_string()? else { return Ok(None) };
+    let address = parse_address(text).ok_or_else(|| field.error(format!("must be an IP address, not {text:?}")))?;
+    Ok(Some(address).filter(|address| !address.is_unspecified()))
 }

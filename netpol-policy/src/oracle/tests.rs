@@ -25,6 +25,8 @@ fn add(cluster: &mut Cluster, kind: Kind, value: &Value) {
         Object::Policy(policy) => drop(cluster.policies.insert(policy.name.clone(), policy)),
         Object::Service(service) => drop(cluster.services.insert(service.name.clone(), service)),
         Object::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
+        Object::EndpointSlice(slice) => drop(cluster.slices.insert(slice.name.clone(), slice)),
+        Object::ServiceCidr(range) => drop(cluster.service_cidrs.insert(range.name.clone(), range)),
     }
 }
 

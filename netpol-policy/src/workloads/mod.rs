@@ -129,7 +129,12 @@ pub fn assignments(objects: &[Value]) -> Assignments {
 fn decode_pod(value: &Value) -> Result<Pod, Rejected> {
     match object_of(Kind::Pod, value)? {
         Object::Pod(pod) => Ok(pod),
-        Object::Namespace(_) | Object::Policy(_) | Object::Service(_) | Object::Node(_) => {
+        Object::Namespace(_)
+        | Object::Policy(_)
+        | Object::Service(_)
+        | Object::Node(_)
+        | Object::EndpointSlice(_)
+        | Object::ServiceCidr(_) => {
             let error = FieldError { field: "kind".to_owned(), message: "must be Pod".to_owned() };
             Err(Rejected::new(Kind::Pod.name(), None, error))
         }

@@ -41,6 +41,8 @@ fn example() -> Cluster {
             Object::Policy(it) => drop(cluster.policies.insert(it.name.clone(), it)),
             Object::Service(it) => drop(cluster.services.insert(it.name.clone(), it)),
             Object::Node(it) => drop(cluster.nodes.insert(it.name.clone(), it)),
+            Object::EndpointSlice(it) => drop(cluster.slices.insert(it.name.clone(), it)),
+            Object::ServiceCidr(it) => drop(cluster.service_cidrs.insert(it.name.clone(), it)),
         }
     }
     cluster

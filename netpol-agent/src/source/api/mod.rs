@@ -288,6 +288,8 @@ impl Watch {
             Kind::Policy => "/apis/networking.k8s.io/v1/networkpolicies",
             Kind::Service => "/api/v1/services",
             Kind::Node => "/api/v1/nodes",
+            Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+            Kind::ServiceCidr => "/apis/networking.k8s.io/v1/servicecidrs",
         })
     }
 }

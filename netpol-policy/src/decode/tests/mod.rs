@@ -4,6 +4,7 @@
 mod objects;
 mod policies;
 mod properties;
+mod services;
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{ContainerPort, Phase, Pod};
+use crate::model::{ContainerPort, HostPort, Phase, Pod};
 
 fn pod_manifest(spec: Value, status: Value) -> Value {
     json!({
@@ -38,6 +38,39 @@ fn b9_a_pod_has_all_of_its_pod_ips() {
     assert_eq!(addresses(json!({ "podIPs": [{ "ip": "10.0.0.1" }, { "ip": "::ffff:10.0.0.1" }] })), ["10.0.0.1"]);
     for none in [json!(null), json!({}), json!({ "podIP": "" }), json!({ "podIPs": null }), json!({ "podIPs": [{}] })] {
         assert!(addresses(none).is_empty());
+    }
+}
+
+#[test]
+fn host_ports_are_of_the_node_unless_the_pod_is_on_its_network() {
+    let spec = json!({ "containers": [{ "ports": [
+        { "containerPort": 80, "hostPort": 8080 },
+        { "containerPort": 53, "hostPort": 53, "hostIP": "192.0.2.1", "protocol": "UDP" },
+        { "containerPort": 81, "hostPort": 8081, "hostIP": "0.0.0.0" },
+        { "containerPort": 82, "hostPort": 0 },
+        { "containerPort": 83 },
+    ] }] });
+    let with = |address: Option<&str>, protocol, port, container_port| HostPort {
+        address: address.map(|address| address.parse().expect("address")),
+        protocol,
+        port,
+        container_port,
+    };
+    assert_eq!(
+        pod(spec.clone(), json!({})).host_ports,
+        [
+            with(None, Protocol::Tcp, 8080, 80),
+            with(Some("192.0.2.1"), Protocol::Udp, 53, 53),
+            with(None, Protocol::Tcp, 8081, 81),
+        ]
+    );
+    let mut of_the_node = spec.clone();
+    of_the_node["hostNetwork"] = json!(true);
+    assert_eq!(pod(of_the_node, json!({})).host_ports, []);
+    for (member, wrong) in [("hostPort", json!(65536)), ("hostIP", json!("node"))] {
+        let mut spec = spec.clone();
+        spec["containers"][0]["ports"][1][member] = wrong;
+        assert_eq!(pod_error(spec, json!({})), format!("spec.containers[0].ports[1].{member}"));
     }
 }
 
@@ -167,7 +200,7 @@ fn a17_pod_and_policy_names_may_have_dots_and_253_characters_but_namespaces_not(
         Err(rejected) => Err(rejected.field),
     };
     let long = "a".repeat(253);
-    for kind in [Kind::Pod, Kind::Policy, Kind::Node] {
+    for kind in [Kind::Pod, Kind::Policy, Kind::Node, Kind::EndpointSlice, Kind::ServiceCidr] {
         for good in ["web.v2-0", long.as_str()] {
             assert_eq!(named(kind, good).expect("valid"), good);
         }
@@ -210,38 +243,6 @@ fn namespaced_objects_default_to_the_namespace_default() {
 }
 
 #[test]
-fn a_service_has_cluster_external_and_balancer_addresses() {
-    let manifest = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": "shop", "name": "web" },
-        "spec": {
-            "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00::a"], "externalIPs": ["192.0.2.1"],
-            "ports": [{ "port": 53, "protocol": "UDP", "nodePort": 30053 }, { "port": 80, "nodePort": 0 }],
-        },
-        "status": { "loadBalancer": { "ingress": [{ "ip": "198.51.100.7" }, { "hostname": "lb.example" }] } },
-    });
-    let Ok(Object::Service(service)) = object(&manifest) else { panic!("service") };
-    let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(addresses, ["10.96.0.10", "fd00::a", "192.0.2.1", "198.51.100.7"]);
-    let ports: Vec<_> = service.ports.iter().map(|port| (port.protocol, port.port, port.node_port)).collect();
-    assert_eq!(ports, [(Protocol::Udp, 53, 30053), (Protocol::Tcp, 80, 0)]);
-}
-
-#[test]
-fn a_headless_service_has_no_address_and_a_bad_one_is_rejected() {
-    let with = |spec: Value| json!({ "metadata": { "name": "web" }, "spec": spec });
-    let headless = with(json!({ "clusterIP": "None", "clusterIPs": ["None"] }));
-    let Ok(Object::Service(headless)) = object_of(Kind::Service, &headless) else { panic!("service") };
-    assert!(headless.addresses.is_empty());
-    for (spec, field) in [
-        (json!({ "externalIPs": ["x"] }), "spec.externalIPs[0]"),
-        (json!({ "ports": [{}] }), "spec.ports[0].port"),
-        (json!({ "ports": [{ "port": 1, "nodePort": -1 }] }), "spec.ports[0].nodePort"),
-    ] {
-        assert_eq!(object_of(Kind::Service, &with(spec)).expect_err("invalid").field, field);
-    }
-}
-
-#[test]
 fn a_node_has_its_internal_and_external_addresses_and_no_unreadable_one_spoils_them() {
     let manifest = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1" },
@@ -270,6 +271,8 @@ fn other_kinds_and_other_groups_are_ignored_and_what_has_no_kind_is_not() {
         of("crd.projectcalico.org/v1", "NetworkPolicy"),
         of("serving.knative.dev/v1", "Service"),
         of("v1", "ConfigMapList"),
+        of("v1", "EndpointSlice"),
+        of("v1", "Endpoints"),
     ] {
         assert!(kind_ignored(&ignored), "{ignored}");
     }
@@ -278,6 +281,8 @@ fn other_kinds_and_other_groups_are_ignored_and_what_has_no_kind_is_not() {
         of("v1", "Pod"),
         of("v1", "List"),
         of("v1", "PodList"),
+        of("discovery.k8s.io/v1", "EndpointSlice"),
+        of("networking.k8s.io/v1beta1", "ServiceCIDR"),
         json!({ "kind": "Pod" }),
         json!({ "apiVersion": 1, "kind": "Pod" }),
         json!({ "metadata": { "name": "a" } }),

@@ -77,6 +77,11 @@ fn any_json() -> impl Strategy<Value = Value> {
             "template",
             "selector",
             "replicas",
+            "endpoints",
+            "addresses",
+            "conditions",
+            "hostPort",
+            "cidrs",
         ])
         .prop_map(str::to_owned),
     ];
@@ -103,7 +108,7 @@ fn samples() -> Vec<Value> {
             "metadata": { "namespace": "shop", "name": "a", "uid": "u", "labels": { "a": "b" }, "annotations": { "c": "d" } },
             "spec": {
                 "nodeName": "n", "hostNetwork": false,
-                "containers": [{ "ports": [{ "name": "http", "containerPort": 80, "protocol": "TCP" }] }],
+                "containers": [{ "ports": [{ "name": "http", "containerPort": 80, "hostPort": 8080, "hostIP": "10.0.0.9", "protocol": "TCP" }] }],
                 "initContainers": [{ "restartPolicy": "Always", "ports": [{ "containerPort": 81 }] }],
             },
             "status": { "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }], "startTime": "2026-08-22T10:00:00Z" },
@@ -111,12 +116,27 @@ fn samples() -> Vec<Value> {
         json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop", "labels": { "a": "b" } } }),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": "shop", "name": "a" },
-            "spec": { "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "externalIPs": ["10.0.0.2"], "ports": [{ "port": 1, "nodePort": 2, "protocol": "TCP" }] },
+            "spec": {
+                "type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "externalIPs": ["10.0.0.2"],
+                "selector": { "a": "b" },
+                "ports": [{ "name": "http", "port": 1, "nodePort": 2, "protocol": "TCP", "targetPort": "http" }],
+            },
             "status": { "loadBalancer": { "ingress": [{ "ip": "10.0.0.3" }] } },
         }),
         json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n" },
             "status": { "addresses": [{ "type": "InternalIP", "address": "10.0.0.1" }] },
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": { "namespace": "shop", "name": "a-1", "labels": { "kubernetes.io/service-name": "a" } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["10.0.0.1"], "conditions": { "ready": true, "serving": true, "terminating": false } }],
+            "ports": [{ "name": "http", "port": 80, "protocol": "TCP" }],
+        }),
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "kubernetes" },
+            "spec": { "cidrs": ["10.96.0.0/16", "fd00:96::/108"] },
         }),
     ]
 }

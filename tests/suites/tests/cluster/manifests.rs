@@ -73,7 +73,15 @@ fn applying_the_base_again_changes_nothing() {
 fn the_agents_identity_may_read_what_it_watches_and_change_nothing() {
     let control_plane = installed();
     let agent = control_plane.service_account("netpol-agent", "netpol-agent", None).unwrap();
-    let watched = ["namespaces", "pods", "services", "nodes", "networkpolicies.networking.k8s.io"];
+    let watched = [
+        "namespaces",
+        "pods",
+        "services",
+        "nodes",
+        "networkpolicies.networking.k8s.io",
+        "servicecidrs.networking.k8s.io",
+        "endpointslices.discovery.k8s.io",
+    ];
     for resource in watched {
         for verb in ["get", "list", "watch"] {
             assert!(agent.may(verb, resource).unwrap(), "{verb} {resource}");
@@ -95,7 +103,8 @@ fn the_agents_identity_may_read_what_it_watches_and_change_nothing() {
     let read = ["get", "list", "watch"];
     let expected = json!([
         { "apiGroups": [""], "resources": ["namespaces", "pods", "services", "nodes"], "verbs": read },
-        { "apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": read },
+        { "apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies", "servicecidrs"], "verbs": read },
+        { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read },
         { "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] },
     ]);
     assert_eq!(role["rules"], expected);
