@@ -104,3 +104,12 @@ pub(super) fn b6_blocks_of_pods_for_ingress(case: Case, families: Families) -> C
     case.policy("p", ingress(json!({}), json!([{ "from": from }])))
         .expect(TCP_80, |from, to| namespace(to) == "x" && (namespace(from) != "x" || from == "x/c"))
 }
+
+pub(super) fn x12_metadata_address_is_one_like_others(case: Case, families: Families) -> Case {
+    // As people write it: everything but where the cloud's metadata service is. Hosts outside stand for both parts.
+    let peers = blocks_except(families, |family| match family {
+        Family::V4 => (family.everything().to_owned(), "169.254.169.254/32".to_owned()),
+        Family::V6 => (family.everything().to_owned(), "fd00:ec2::254/128".to_owned()),
+    });
+    case.policy("p", egress(pod("a"), json!([{ "to": peers }]))).expect_open(TCP_80)
+}

@@ -16,7 +16,7 @@ use netpol_testbed::sandbox::Families;
 type Build = fn(Case, Families) -> Case;
 
 /// Each with its name in reports.
-const POINTS: [(&str, Build); 26] = [
+const POINTS: [(&str, Build); 27] = [
     ("A1 policyTypes by default", objects::a1_policy_types_absent_or_empty),
     ("A2 policyTypes repeated", objects::a2_policy_types_repeated),
     ("A3 a section that policyTypes does not name", objects::a3_section_not_named),
@@ -42,6 +42,7 @@ const POINTS: [(&str, Build); 26] = [
     ("B3 B4 legacy spellings", blocks::b3_b4_host_bits_leading_zeros_and_mapped_addresses),
     ("B5 B9 all addresses of one family", blocks::b5_b9_all_addresses_of_one_family),
     ("B6 blocks mean pods for ingress", blocks::b6_blocks_of_pods_for_ingress),
+    ("X12 the address of a metadata service", blocks::x12_metadata_address_is_one_like_others),
     ("W11 a namespace that is deleted and made anew", objects::w11_namespace_deleted_and_made_anew),
 ];
 
