@@ -34,9 +34,9 @@ fn files(document: &str) -> BTreeMap<&str, (&str, String)> {
     document.lines().filter_map(row).map(read).collect()
 }
 
-/// Every `key::name`.
+/// Every `key::name`. IPv6 addresses have nothing in front of their colons.
 fn citations(text: &str) -> Vec<(&str, &str)> {
-    quoted(text).filter_map(|quoted| quoted.split_once("::")).collect()
+    quoted(text).filter_map(|quoted| quoted.split_once("::")).filter(|(key, _)| !key.is_empty()).collect()
 }
 
 #[test]

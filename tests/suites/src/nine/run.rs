@@ -55,10 +55,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Prints the figures, and fails if a cell is wrong or if nothing was tried.
+    /// Prints the figures, tells them to whoever collects them ([`crate::cells`]), and fails if a cell is wrong or if nothing was tried.
     ///
     /// # Panics
-    /// In those cases.
+    /// In those cases, or if the figures cannot be written.
     pub fn report(&self, suite: &str, families: Families, through: Through) {
         let Self { cases, steps, cells, outside, denied, wrong, took } = self;
         println!(
@@ -70,6 +70,7 @@ impl Tally {
         );
         crate::cells::report(&format!("{suite}-{through}"), families.name(), "-", cells + outside, wrong.len())
             .expect("the cells are told");
+        crate::cells::report(suite, families.name(), "-", cells + outside, wrong.len()).expect("the file for rows");
         assert!(*cells > 0 && *denied > 0 && denied < cells, "{suite}: nothing was tried");
         let shown = wrong.iter().take(20).fold(String::new(), |mut lines, line| {
             let _ = writeln!(lines, "  {line}");
@@ -151,14 +152,15 @@ fn try_case(sandbox: &mut Sandbox, through: Through, case: &Case) -> Result<Tall
             let is_outside = [&answered.cell.from, &answered.cell.to].iter().any(|end| matches!(end, End::Host(_)));
             *(if is_outside { &mut tally.outside } else { &mut tally.cells }) += 1;
             tally.denied += usize::from(!answered.expected);
-            let by_hand = expected.iter().filter_map(|expected| expected.of(answered));
             let by_oracle = if answered.expected { Outcome::Allow } else { Outcome::Deny };
-            for (who, wanted) in
-                std::iter::once(("the oracle", by_oracle)).chain(by_hand.map(|hand| ("the case", hand)))
-            {
-                if answered.observed != wanted {
-                    tally.wrong.push(in_words(case, number, answered, who, &wanted));
-                }
+            let by_hand = expected.iter().filter_map(|expected| expected.of(answered)).map(|hand| ("the case", hand));
+            let others: Vec<_> = std::iter::once(("the oracle", by_oracle))
+                .chain(by_hand)
+                .filter(|(_, wanted)| *wanted != answered.observed)
+                .map(|(who, wanted)| format!("{who} expects {wanted:?}"))
+                .collect();
+            if !others.is_empty() {
+                tally.wrong.push(in_words(case, number, answered, &others.join(", ")));
             }
         }
         let pairs = PODS.len() * PODS.len();
@@ -168,10 +170,10 @@ fn try_case(sandbox: &mut Sandbox, through: Through, case: &Case) -> Result<Tall
     Ok(tally)
 }
 
-fn in_words(case: &Case, step: usize, answered: &Answered, who: &str, wanted: &Outcome) -> String {
+fn in_words(case: &Case, step: usize, answered: &Answered, expected: &str) -> String {
     let Answered { cell, expected: _, observed } = answered;
     format!(
-        "case `{}`, step {}: {} ({}) to {} ({}), {}: {who} expects {wanted:?}, observed {observed:?}",
+        "case `{}`, step {}: {} ({}) to {} ({}), {}: {expected}, observed {observed:?}",
         case.name,
         step + 1,
         cell.from,

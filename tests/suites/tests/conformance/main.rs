@@ -5,6 +5,8 @@
 mod identity;
 mod points;
 
+use std::collections::BTreeSet;
+
 use netpol_suites::agent_binary;
 use netpol_suites::nine::run::{Through, run};
 use netpol_suites::nine::upstream;
@@ -30,4 +32,14 @@ fn upstreams_tests_over_ipv6() {
 #[test]
 fn upstreams_tests_over_dual_stack() {
     upstreams_tests(Families::Dual);
+}
+
+#[test]
+fn every_test_of_upstreams_has_an_id_of_its_own_and_something_expected_by_hand_in_each_step() {
+    let ids: BTreeSet<&str> = upstream::TABLE.iter().map(|row| row.id).collect();
+    assert_eq!(ids.len(), upstream::TABLE.len());
+    for case in upstream::cases(Families::Dual) {
+        assert!(!case.steps.is_empty(), "{}", case.name);
+        assert!(case.steps.iter().all(|step| !step.expected.is_empty()), "{}", case.name);
+    }
 }

@@ -94,20 +94,3 @@ pub const TABLE: [Row; 48] = [
 pub fn cases(families: Families) -> Vec<Case> {
     TABLE.iter().map(|row| row.case(families)).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn every_row_has_an_id_of_its_own_and_something_expected_by_hand_in_each_step() {
-        let ids: BTreeSet<&str> = TABLE.iter().map(|row| row.id).collect();
-        assert_eq!(ids.len(), TABLE.len());
-        for case in cases(Families::Dual) {
-            assert!(!case.steps.is_empty(), "{}", case.name);
-            assert!(case.steps.iter().all(|step| !step.expected.is_empty()), "{}", case.name);
-        }
-    }
-}
