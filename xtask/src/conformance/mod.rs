@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
     /// The agent's image, an archive as `cargo xtask image` writes it, instead of one that is built from this checkout
-    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["profile", "all"])]
     image: Option<PathBuf>,
     /// Cargo's profile of the agent: the default is what is shipped, dev is compiled sooner
     #[arg(long, default_value = "image")]

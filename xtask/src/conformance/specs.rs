@@ -192,7 +192,9 @@ pub(super) fn listed(report: &[u8]) -> Result<(String, Vec<Spec>)> {
 /// It is no report of Ginkgo's.
 pub(super) fn ended(report: &[u8], spec: &Spec) -> Result<Option<End>> {
     /// How much of a failed spec's output is shown: the policy's effect as a matrix is at its end.
-    const LINES: usize = 60;
+    const LINES: usize = 40;
+    /// Where the lines come from that say how each command is executed in a pod, three for each probe.
+    const EXECUTION: &str = " exec_util.go:";
     let reports = parse(report)?.spec_reports.unwrap_or_default();
     // A failure outside of all specs (BeforeSuite, ReportAfterSuite) would make its result worthless.
     if let Some(node) = reports.iter().find(|report| !report.is_spec() && report.state != "passed") {
@@ -210,7 +212,8 @@ pub(super) fn ended(report: &[u8], spec: &Spec) -> Result<Option<End>> {
         // failed, aborted, panicked, interrupted, timedout, and what a later Ginkgo may add.
         _ => {
             let output = report.captured_ginkgo_writer_output.as_deref().unwrap_or_default();
-            let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
+            let is_told = |line: &&str| !line.trim().is_empty() && !line.contains(EXECUTION);
+            let lines: Vec<&str> = output.lines().filter(is_told).collect();
             let printed = lines[lines.len().saturating_sub(LINES)..].join("\n");
             End::Failed { message: report.message(), printed }
         }
@@ -302,7 +305,7 @@ pub(super) mod tests {
     fn a_failed_spec_tells_where_and_the_last_that_it_printed() {
         let mut failed = spec("fails", &[], "failed");
         failed["Failure"] = json!({ "Message": "Had 1 wrong", "Location": { "FileName": "a.go", "LineNumber": 7 } });
-        failed["CapturedGinkgoWriterOutput"] = "first\n\nlast\n".into();
+        failed["CapturedGinkgoWriterOutput"] = "first\n\nI1 exec_util.go:67] ExecWithOptions\nlast\n".into();
         let bytes = report(&[spec("other", &[], "skipped"), failed]);
         let end = ended(&bytes, &named("[sig-network] Netpol NetworkPolicy fails")).unwrap();
         let expected = End::Failed { message: "Had 1 wrong (a.go:7)".to_owned(), printed: "first\nlast".to_owned() };
