@@ -55,7 +55,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Prints the figures, tells them to whoever collects them ([`crate::cells`]), and fails if a cell is wrong or if nothing was tried.
+    /// Prints the figures, tells them to whoever collects them ([`crate::cells`]), and fails if a cell is wrong or if
+    /// nothing was tried.
     ///
     /// # Panics
     /// In those cases, or if the figures cannot be written.
@@ -68,9 +69,9 @@ impl Tally {
             wrong.len(),
             took.as_secs_f32(),
         );
-        crate::cells::report(&format!("{suite}-{through}"), families.name(), "-", cells + outside, wrong.len())
-            .expect("the cells are told");
-        crate::cells::report(suite, families.name(), "-", cells + outside, wrong.len()).expect("the file for rows");
+        // Upstream's own suite, in a cluster, is a row of that name.
+        let row = format!("{suite}, {through}");
+        crate::cells::report(&row, families.name(), "-", cells + outside, wrong.len()).expect("the file for rows");
         assert!(*cells > 0 && *denied > 0 && denied < cells, "{suite}: nothing was tried");
         let shown = wrong.iter().take(20).fold(String::new(), |mut lines, line| {
             let _ = writeln!(lines, "  {line}");
