@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netpol_testbed::control_plane::installation::cache_directory;
@@ -18,6 +18,9 @@ const VARIABLE: &str = "NETPOL_CLUSTER";
 
 /// The cluster's name, unless the user has given one: the cluster that somebody works with is left alone.
 const NAME: &str = "conformance";
+
+/// How long the agent may take on all nodes, while the host may be compiling.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The right to this command's cluster: one run at a time on this machine.
 pub(super) struct Right {
@@ -82,16 +85,29 @@ impl Site {
         if keep {
             client::kubectl(&["rollout", "restart", "daemonset/netpol-agent", namespace])?;
         }
-        let rollout = ["rollout", "status", "daemonset/netpol-agent", namespace, "--timeout=180s"];
-        if let Err(error) = client::kubectl(&rollout) {
-            let pods = client::kubectl(&["get", "pods", namespace, "--output=wide"]).unwrap_or_default();
-            let logs = ["logs", namespace, "daemonset/netpol-agent", "--tail=20"];
-            let logs = client::kubectl(&logs).unwrap_or_default();
-            return Err(error.context(format!("the agent is not ready\n{pods}{logs}")));
-        }
+        ready(namespace)?;
         eprintln!("conformance: cluster and agent are ready after {:.1} s", begin.elapsed().as_secs_f64());
         Ok(site)
     }
+}
+
+/// Waits until the agent is ready on every node.
+fn ready(namespace: &str) -> Result<()> {
+    let begin = Instant::now();
+    // Short calls, so that a request to end is heard in between.
+    while let Err(error) = client::kubectl(&["rollout", "status", "daemonset/netpol-agent", namespace, "--timeout=3s"])
+    {
+        if interrupt::requested() {
+            bail!(interrupt::Interrupted);
+        }
+        if begin.elapsed() > PATIENCE {
+            let pods = client::kubectl(&["get", "pods", namespace, "--output=wide"]).unwrap_or_default();
+            let logs = ["logs", namespace, "daemonset/netpol-agent", "--tail=20"];
+            let logs = client::kubectl(&logs).unwrap_or_default();
+            return Err(error.context(format!("the agent is not ready after {PATIENCE:?}\n{pods}{logs}")));
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Site {
