@@ -142,8 +142,8 @@ struct RunArgs {
     /// Range of Service addresses (repeatable)
     #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',')]
     service_cidrs: Vec<IpNet>,
-    /// Address for metrics and health
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9640")]
+    /// Address for metrics and health; [::] is every address of both families
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:9640")]
     metrics_address: SocketAddr,
     /// Address families that pods use
     #[arg(long, value_enum, default_value = "dual")]
@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(config.node.as_str(), "node-1");
         assert_eq!(config.pod_bridge.as_str(), "cni0");
         assert_eq!(config.mark_mask.bits(), 0xffff_0000);
-        assert_eq!(config.metrics_address, SocketAddr::from(([0, 0, 0, 0], 9640)));
+        assert_eq!(config.metrics_address, SocketAddr::from(([0_u16; 8], 9640)));
         assert_eq!(config.families, Families::Dual);
         assert_eq!(config.bpf_root, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(config.runtime_dir, PathBuf::from("/run/netpol-agent"));

@@ -4,7 +4,7 @@
 //! bounded, and a client that does not finish its request is cut off.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -27,8 +28,31 @@ const CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens the listening socket, before anything is programmed: a port that is taken should stop the agent at once.
+///
+/// `::` is every address of both families, whatever the sysctl `net.ipv6.bindv6only` says, and `0.0.0.0` on a kernel
+/// without IPv6: the kubelet probes a pod in the host network by the node's address, of the cluster's first family.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("--metrics-address {address}: cannot listen"))
+    let listener = listen(address).and_then(|socket| TcpListener::from_std(socket.into()));
+    listener.with_context(|| format!("--metrics-address {address}: cannot listen"))
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<Socket> {
+    const BACKLOG: i32 = 128;
+    let is_every = address.is_ipv6() && address.ip().is_unspecified();
+    let socket = match Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP)) {
+        Err(error) if is_every && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            return listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())));
+        }
+        socket => socket?,
+    };
+    if is_every {
+        socket.set_only_v6(false)?;
+    }
+    // A restarted agent does not wait for connections of the one before it.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 /// Answers until the process ends.
@@ -120,6 +144,22 @@ mod tests {
         stream.read_to_string(&mut answer).await.expect("read");
         let (head, body) = answer.split_once("\r\n\r\n").expect("head");
         (head[9..12].parse().expect("status"), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn every_address_is_of_both_families() {
+        let listener = bind("[::]:0".parse().expect("address")).await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let state = State::new();
+        tokio::spawn(serve(listener, Arc::clone(&state)));
+        // A kernel without IPv6 has no such loopback address to be reached by.
+        for loopback in ["127.0.0.1", "::1"].map(|address| address.parse().expect("address")) {
+            let address = SocketAddr::new(loopback, port);
+            let has_it = loopback.is_ipv4() || std::net::UdpSocket::bind((loopback, 0)).is_ok();
+            if has_it {
+                assert_eq!(request(address, "GET", "/nothing").await.0, 404, "{address}");
+            }
+        }
     }
 
     #[tokio::test]
