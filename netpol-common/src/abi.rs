@@ -468,9 +468,13 @@ pub struct FlowRow {
     /// The device by which the peer's packets came in last when it was looked at, with [`CAME_FROM_POD`] set if it is a pod
     /// bridge or a pod's veth; 0: not looked at yet. Spares an established packet the look-up.
     pub came_by: u32,
-    /// Zero.
-    pub pad: u32,
+    /// If that device is a pod's veth: the endpoint behind it, which the stamps of its packets must name; else 0.
+    pub came_endpoint: u32,
 }
+
+/// In [`FlowRow::stamp`] of a flow that its peer started: it is not known yet whose packets they are, because the flow is
+/// older than what is known of it. The next one says.
+pub const SENDER_UNKNOWN: u16 = u16::MAX;
 
 /// In [`FlowRow::came_by`]: that device carries what pods send, so a packet must be stamped.
 pub const CAME_FROM_POD: u32 = 1 << 31;

@@ -69,6 +69,17 @@ pub trait Tables {
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32);
     /// The backends on this node of an address and port that a proxy rewrites; `None`: no proxy is known to.
     fn service(&self, key: &ServiceKey) -> Option<ServiceRow>;
+    /// The same into a row that is there already. Answers whether there is one.
+    #[inline(always)]
+    fn load_service(&self, key: &ServiceKey, row: &mut ServiceRow) -> bool {
+        match self.service(key) {
+            Some(found) => {
+                *row = found;
+                true
+            }
+            None => false,
+        }
+    }
     /// Whether an address, IPv4 in mapped form, is in a range that ClusterIPs are taken from.
     fn is_service_range(&self, address: &[u8; 16]) -> bool;
     /// What was decided of a deferred flow.

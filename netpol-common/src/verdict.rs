@@ -125,6 +125,8 @@ pub struct Verdict {
     pub endpoint: u32,
     /// Rule that allowed, or [`crate::abi::RULE_NONE`].
     pub rule: u32,
+    /// The `skb->mark` with which the packet goes on, if it does: with the stamp of decision D6 in it.
+    pub mark: u32,
 }
 
 impl Verdict {

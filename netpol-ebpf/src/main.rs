@@ -1,8 +1,8 @@
-//! The TC programs on a pod's host-side veth. Thin: they read the frame and the maps, and
-//! [`netpol_common::decide::judge_in`] answers.
+//! The TC programs on a pod's host-side veth, and the one on every other device. Thin: they read the frame and the maps,
+//! and [`netpol_common::decide`] answers.
 //!
-//! A frame flows `__sk_buff` → [`packet::SkbFrame`] and [`Hook`] → `judge_in` over [`maps::BpfTables`] → a TC code. What
-//! passes goes on to the next program of the chain: ours never ends it (decision D2).
+//! A frame flows `__sk_buff` → [`packet::SkbFrame`] and [`Hook`] → `judge_in` over [`maps::BpfTables`] → a TC code and a
+//! mark. What passes goes on to the next program of the chain: ours never ends it (decision D2).
 #![no_std]
 #![no_main]
 #![deny(unused_must_use, unused_results)]
@@ -17,10 +17,11 @@ use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::abi::Direction;
-use netpol_common::decide::{Hook, judge_in};
+use netpol_common::decide::{Hook, Scratch, judge_in, judge_leaving};
+use netpol_common::verdict::Verdict;
 
 use crate::maps::BpfTables;
-use crate::packet::SkbFrame;
+use crate::packet::{SkbFrame, SkbPacket};
 
 /// At TC *ingress* of a pod's host-side veth: what the pod sends.
 #[classifier]
@@ -32,6 +33,26 @@ fn pod_egress(ctx: TcContext) -> i32 {
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
     run(ctx.skb.skb, Direction::Ingress)
+}
+
+/// At TC *egress* of a device that is no pod's: what pods send, by its real destination if that was deferred.
+#[classifier]
+fn host_egress(ctx: TcContext) -> i32 {
+    const IP: u32 = u16::from_be_bytes([0x08, 0x00]).to_be() as u32;
+    const IPV6: u32 = u16::from_be_bytes([0x86, 0xdd]).to_be() as u32;
+
+    let skb = ctx.skb.skb;
+    // SAFETY: as in `hook`.
+    let (ingress_ifindex, protocol) = unsafe { ((*skb).ingress_ifindex, (*skb).protocol) };
+    if ingress_ifindex == 0 {
+        // Of this host, or wrapped by it: most packets of most devices.
+        return TC_ACT_UNSPEC;
+    }
+    let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT };
+    let is_ip = protocol == IP || protocol == IPV6;
+    let hook = hook(skb, Direction::Egress);
+    let verdict = judge_leaving(&BpfTables, &SkbPacket::new(skb), is_ip, &hook, scratch);
+    carry_out(skb, &verdict, scratch)
 }
 
 /// Does nothing: what the cost of the other programs is compared with.
@@ -46,13 +67,21 @@ fn run(skb: *mut __sk_buff, direction: Direction) -> i32 {
     let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT };
     let frame = SkbFrame::new(skb);
     let verdict = judge_in(&BpfTables, &frame, &hook(skb, direction), scratch);
+    carry_out(skb, &verdict, scratch)
+}
+
+#[inline(always)]
+#[cfg_attr(not(feature = "datapath-log"), expect(unused_variables, reason = "only the log reads the packet"))]
+fn carry_out(skb: *mut __sk_buff, verdict: &Verdict, scratch: &Scratch) -> i32 {
     if verdict.passes() {
+        // SAFETY: the program's context; one of its fields that a program may write.
+        unsafe { (*skb).mark = verdict.mark };
         // The same number as TCX_NEXT: the next program of the chain decides.
         return TC_ACT_UNSPEC;
     }
     #[cfg(feature = "datapath-log")]
     // SAFETY: `skb` is the program's context.
-    log::dropped(&verdict, unsafe { (*skb).ifindex }, scratch);
+    log::dropped(verdict, unsafe { (*skb).ifindex }, scratch);
     TC_ACT_SHOT
 }
 
@@ -63,6 +92,7 @@ fn hook(skb: *mut __sk_buff, direction: Direction) -> Hook {
         Hook {
             direction,
             ifindex: (*skb).ifindex,
+            mark: (*skb).mark,
             ingress_ifindex: (*skb).ingress_ifindex,
             has_socket: !(*skb).__bindgen_anon_2.sk.is_null(),
             link_header: true,

@@ -206,6 +206,23 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn load_service(&self, key: &ServiceKey, row: &mut ServiceRow) -> bool {
+        match SERVICES.get_ptr(key) {
+            // SAFETY: as in `row`. By words, as in `load_flow`.
+            Some(found) => unsafe {
+                let (from, to) = (found.cast::<u32>(), core::ptr::from_mut(row).cast::<u32>());
+                let mut word = 0;
+                while word < size_of::<ServiceRow>() / 4 {
+                    to.add(word).write_volatile(from.add(word).read_volatile());
+                    word += 1;
+                }
+                true
+            },
+            None => false,
+        }
+    }
+
+    #[inline(always)]
     fn is_service_range(&self, address: &[u8; 16]) -> bool {
         SERVICE_CIDRS.get(Key::new(128, *address)).is_some()
     }

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data};
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data};
 use netpol_common::parse::Frame;
 
 /// Bytes that [`Frame::head`] reaches: Ethernet, IPv6, TCP.
@@ -79,5 +79,53 @@ impl Frame for SkbFrame {
             pair.copy_from_slice(&unsafe { ((first + 2 * position) as *const u16).read() }.to_ne_bytes());
         }
         Some(bytes)
+    }
+}
+
+/// A packet in an `skb`, from its network header on: devices with tags, with another link header or with none look alike
+/// so.
+pub(crate) struct SkbPacket {
+    skb: *mut __sk_buff,
+}
+
+impl SkbPacket {
+    /// Takes a packet.
+    #[inline(always)]
+    pub(crate) const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+}
+
+/// `BPF_HDR_START_NET` of the kernel's `enum bpf_hdr_start_off`.
+const FROM_NETWORK_HEADER: u32 = 1;
+/// Bytes that [`Frame::make_linear`] sees to: all headers that are read, in every packet that is not made to be odd.
+const LINEAR: u32 = 256;
+
+impl Frame for SkbPacket {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: `skb` is the program's context.
+        unsafe { (*self.skb).len }
+    }
+
+    /// By the one helper that knows where the network header is. It reaches the linear part only.
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes all `N` bytes, also when it fails.
+        unsafe {
+            let to = bytes.as_mut_ptr().cast();
+            if bpf_skb_load_bytes_relative(self.skb.cast(), offset, to, N as u32, FROM_NETWORK_HEADER) != 0 {
+                return None;
+            }
+            Some(bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn make_linear(&self) {
+        let length = self.len();
+        // SAFETY: `skb` is the program's context. Without memory it fails, and the parser finds the packet truncated.
+        let _status = unsafe { bpf_skb_pull_data(self.skb, if length < LINEAR { length } else { LINEAR }) };
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use netpol_common::abi::{
-    AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_ALLOW_ALL,
-    admission, endpoint_flags, id_kind, initiator, mapped, phase, stamp,
+    AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE,
+    SENDER_UNKNOWN, SET_ALLOW_ALL, admission, endpoint_flags, id_kind, initiator, mapped, phase, stamp,
 };
 use netpol_policy::compile::{Change, Endpoint, MapOp};
 use tracing::{debug, info, warn};
@@ -182,9 +182,13 @@ fn seed(
                 initiator: who,
                 admission: if own_node { admission::OWN_NODE } else { admission::POLICY },
                 // Of a Service's address, the proxy's own tracking keeps the backend: what it was judged by is not known.
-                stamp: stamp::DEFERRED,
+                stamp: match (who, own_node) {
+                    (initiator::POD, _) => stamp::DEFERRED,
+                    (_, true) => stamp::NONE,
+                    (_, false) => SENDER_UNKNOWN,
+                },
                 came_by: 0,
-                pad: 0,
+                came_endpoint: 0,
             };
             match dataplane.maps.seed_flow(key, row) {
                 Ok(()) => seeded += 1,

@@ -2,8 +2,8 @@
 
 use super::case::LaterFragment;
 use super::subject::pay;
-use super::{Case, Outcome, link, tracking};
-use crate::abi::{Direction, FlowRow, admission, initiator, phase};
+use super::{Case, Outcome, destination, link, tracking};
+use crate::abi::{Direction, FlowRow, SENDER_UNKNOWN, admission, initiator, phase, stamp};
 use crate::flow;
 use crate::parse::{Kind, has_ports};
 use crate::tables::{FlowTable, Tables};
@@ -22,8 +22,17 @@ pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.own_node {
         return start(tables, case, admission::OWN_NODE);
     }
+    if case.is_from_pod() {
+        let found = destination::look_up(tables, case);
+        case.state = found as u16;
+        // What answers is never rewritten: it would have a flow.
+        if found & destination::REWRITTEN != 0 && !matches!(case.packet.kind, Kind::OpeningAnswer | Kind::EchoReply) {
+            return start(tables, case, admission::DEFERRED);
+        }
+    }
     let port = case.packet.policy_port();
-    match case.subject.allows(tables, case.direction, &case.key.peer, case.key.protocol, port) {
+    let peer = if case.is_to_itself() { case.local().bytes() } else { case.key.peer };
+    match case.subject.allows(tables, case.direction, &peer, case.key.protocol, port) {
         Some(rule) => {
             case.rule = rule;
             start(tables, case, admission::POLICY)
@@ -32,8 +41,9 @@ pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     }
 }
 
+/// A flow of the packet; `stamp` as in [`FlowRow::stamp`].
 #[inline(always)]
-fn new_row(case: &Case, initiator: u8, admission: u8) -> FlowRow {
+fn new_row(case: &Case, initiator: u8, admission: u8, stamp: u16) -> FlowRow {
     FlowRow {
         local: case.local().bytes(),
         endpoint: case.subject.endpoint,
@@ -43,9 +53,9 @@ fn new_row(case: &Case, initiator: u8, admission: u8) -> FlowRow {
         phase: flow::next_phase(0, &case.packet),
         initiator,
         admission,
-        stamp: 0,
-        came_by: 0,
-        pad: 0,
+        stamp,
+        came_by: case.came_by,
+        came_endpoint: case.came_endpoint,
     }
 }
 
@@ -56,20 +66,23 @@ fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
     if !case.may_start() || link::is_from_overlay(tables, case) {
         return Ok(());
     }
+    let stamp = if case.is_from_pod() { case.state } else { case.sender() };
     let opening = case.packet.kind == Kind::Opening;
     // A retransmission of what opened the flow does not open another one.
     let again = opening
         && tracking::find(tables, case, FlowTable::Embryonic)
         && case.row_is_current()
         && case.row.initiator == flow::sender(case.direction)
-        && case.row.rule == case.rule;
+        && case.row.rule == case.rule
+        && case.row.admission == admission
+        && case.row.stamp == stamp;
     if again {
         if case.row.last_seen != case.now() {
             tables.touch_flow(FlowTable::Embryonic, &case.key, case.now(), case.row.phase);
         }
         return Ok(());
     }
-    case.row = new_row(case, flow::sender(case.direction), admission);
+    case.row = new_row(case, flow::sender(case.direction), admission, stamp);
     if case.is_in_the_middle() {
         case.row.phase |= phase::GUESSED;
     }
@@ -95,6 +108,7 @@ fn denied<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     // Another CPU may have moved the flow from embryonic to confirmed between our two look-ups.
     if tracking::find(tables, case, FlowTable::Confirmed) && case.row_is_current() {
         case.rule = case.row.rule;
+        case.state = case.state_of_row();
         return Ok(());
     }
     if case.is_in_the_middle() {
@@ -114,15 +128,17 @@ const fn reason(case: &Case) -> Reason {
 /// Tries the reverse orientation: the packet may answer one that was sent before the programs were attached.
 #[inline(never)]
 fn as_a_reply<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
-    let (direction, initiator) = match case.direction {
-        Direction::Egress => (Direction::Ingress, initiator::PEER),
-        Direction::Ingress => (Direction::Egress, initiator::POD),
+    let (direction, initiator, stamp) = match case.direction {
+        Direction::Egress => (Direction::Ingress, initiator::PEER, SENDER_UNKNOWN),
+        // Whether a proxy stands between was not looked up: the pod's next packet is judged where it leaves.
+        Direction::Ingress => (Direction::Egress, initiator::POD, stamp::DEFERRED),
     };
     let port = if has_ports(case.key.protocol) { Some(case.packet.source_port) } else { None };
     match case.subject.allows(tables, direction, &case.key.peer, case.key.protocol, port) {
         Some(rule) => {
             case.rule = rule;
-            case.row = new_row(case, initiator, admission::POLICY);
+            case.row = new_row(case, initiator, admission::POLICY, stamp);
+            case.state = stamp::JUDGED;
             tracking::confirm(tables, case)
         }
         None => Err(reason(case)),
@@ -138,7 +154,12 @@ pub(super) fn icmp_error<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.subject.is_closed() {
         return Err(Reason::Pending);
     }
-    match case.subject.allows(tables, case.direction, &case.key.peer, case.key.protocol, None) {
+    if case.is_from_pod() {
+        // Of no flow: judged here by the address it bears, and once more by the one it gets.
+        case.state = destination::look_up(tables, case) as u16;
+    }
+    let peer = if case.is_to_itself() { case.local().bytes() } else { case.key.peer };
+    match case.subject.allows(tables, case.direction, &peer, case.key.protocol, None) {
         Some(rule) => {
             case.rule = rule;
             Ok(())

@@ -2,9 +2,13 @@
 
 use super::Hook;
 use super::subject::Subject;
-use crate::abi::{Direction, FlowKey, FlowRow, RULE_NONE, admission};
+use crate::abi::{
+    Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, ServiceRow, Settings, admission, counter_index,
+    initiator, stamp,
+};
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, protocol};
+use crate::tables::Tables;
 use crate::verdict::{Reason, Verdict};
 
 /// Whether a packet is a fragment without transport header, and what is known of its ports.
@@ -30,11 +34,30 @@ pub(super) struct Case {
     /// The flow that the packet names.
     pub(super) key: FlowKey,
     pub(super) subject: Subject,
+    /// The row that [`super::destination`] has found last.
+    pub(super) service: ServiceRow,
+    /// The deferred flow as it leaves.
+    pub(super) decided: DecidedKey,
     /// The rule that lets the packet on, or [`RULE_NONE`].
     pub(super) rule: u32,
     /// What became of the packet.
     pub(super) reason: Reason,
     pub(super) ifindex: u32,
+    pub(super) ingress_ifindex: u32,
+    /// `skb->mark` as the packet came.
+    pub(super) mark: u32,
+    /// What the packet adds to a counter.
+    pub(super) segments: u32,
+    pub(super) bytes: u32,
+    /// What [`FlowRow::came_by`] and [`FlowRow::came_endpoint`] are for this packet, if it does not come from the pod.
+    pub(super) came_by: u32,
+    pub(super) came_endpoint: u32,
+    /// The stamp that the packet came with, if it is believed, else [`stamp::NONE`].
+    pub(super) stamp: u16,
+    /// What the pod sends goes on with this state of [`stamp`].
+    pub(super) state: u16,
+    /// A deferred packet was judged by its real destination, and goes on as [`stamp::JUDGED`].
+    pub(super) settled: bool,
     pub(super) direction: Direction,
     /// A socket of this host sent the packet.
     pub(super) host_socket: bool,
@@ -61,9 +84,20 @@ impl Scratch {
             key: FlowKey::default(),
             row: FlowRow::default(),
             subject: Subject::unknown(),
+            service: ServiceRow::default(),
+            decided: DecidedKey::default(),
             reason: Reason::TableMissing,
             rule: RULE_NONE,
             ifindex: 0,
+            ingress_ifindex: 0,
+            mark: 0,
+            segments: 0,
+            bytes: 0,
+            came_by: 0,
+            came_endpoint: 0,
+            stamp: stamp::NONE,
+            state: stamp::NONE,
+            settled: false,
             direction: Direction::Ingress,
             host_socket: false,
             own_node: false,
@@ -89,8 +123,17 @@ impl Default for Scratch {
 impl Case {
     /// Takes up the packet that has just been parsed in.
     #[inline(always)]
-    pub(super) fn begin(&mut self, hook: &Hook) {
+    pub(super) fn begin(&mut self, hook: &Hook, bytes: u32) {
         self.now_ns = hook.now_ns;
+        self.segments = if hook.segments == 0 { 1 } else { hook.segments };
+        self.bytes = bytes;
+        self.ingress_ifindex = hook.ingress_ifindex;
+        self.mark = hook.mark;
+        self.came_by = 0;
+        self.came_endpoint = 0;
+        self.stamp = stamp::NONE;
+        self.state = stamp::JUDGED;
+        self.settled = false;
         self.rule = RULE_NONE;
         self.ifindex = hook.ifindex;
         self.direction = hook.direction;
@@ -101,8 +144,63 @@ impl Case {
 
     /// What became of the packet.
     #[inline(always)]
-    pub(super) const fn verdict(&self) -> Verdict {
-        Verdict { reason: self.reason, direction: self.direction, endpoint: self.subject.endpoint, rule: self.rule }
+    pub(super) fn verdict<T: Tables>(&self, tables: &T) -> Verdict {
+        let Self { reason, direction, rule, .. } = *self;
+        let mark = self.mark_out(tables);
+        Verdict { reason, direction, endpoint: self.subject.endpoint, rule, mark }
+    }
+
+    #[inline(always)]
+    fn mark_out<T: Tables>(&self, tables: &T) -> u32 {
+        let stamp = if self.settled {
+            stamp::new(stamp::JUDGED, stamp::endpoint(self.stamp))
+        } else if self.is_from_pod() {
+            stamp::new(self.state, self.subject.endpoint)
+        } else {
+            return self.mark;
+        };
+        match tables.settings() {
+            Some(Settings { mark_shift, .. }) => stamp::into_mark(self.mark, mark_shift, stamp),
+            // Nothing passes without settings.
+            None => self.mark,
+        }
+    }
+
+    /// Counts the packet.
+    #[inline(always)]
+    pub(super) fn count<T: Tables>(&self, tables: &T, endpoint: u32, direction: Direction, reason: Reason) {
+        let add = Counter { packets: self.segments.into(), bytes: self.bytes.into() };
+        tables.count(counter_index(endpoint, direction, reason as u32), add);
+    }
+
+    /// Whether the packet came with a stamp that leaves its egress open.
+    #[inline(always)]
+    pub(super) const fn is_deferred(&self) -> bool {
+        stamp::state(self.stamp) >= stamp::DEFERRED
+    }
+
+    /// The endpoint that sent the packet, by the stamp that is believed; 0 if there is none.
+    #[inline(always)]
+    pub(super) const fn sender(&self) -> u16 {
+        stamp::endpoint(self.stamp) as u16
+    }
+
+    /// Whether a pod has reached itself, through a Service: then the source is an address of the node, and means nothing.
+    #[inline(always)]
+    pub(super) const fn is_to_itself(&self) -> bool {
+        self.stamp != stamp::NONE && stamp::endpoint(self.stamp) == self.subject.endpoint
+    }
+
+    /// The state of [`stamp`] that the pod's packets get by the entry found last.
+    #[inline(always)]
+    pub(super) const fn state_of_row(&self) -> u16 {
+        match self.row.initiator {
+            initiator::POD => match self.row.stamp {
+                stamp::JUDGED | stamp::DEFERRED_UNLESS_LOCAL => self.row.stamp,
+                _ => stamp::DEFERRED,
+            },
+            _ => stamp::JUDGED,
+        }
     }
 
     #[inline(always)]
@@ -144,13 +242,21 @@ impl Case {
             && (!self.subject.is_closed() || self.row.admission == admission::OWN_NODE)
     }
 
+    /// Whether the packet renews the entry found last: of a deferred flow only what the pod sends is looked at again.
+    #[inline(always)]
+    pub(super) const fn renews_row(&self) -> bool {
+        renews(&self.row, self.direction)
+    }
+
     /// Marks the entry as judged by what is in force now, with the rule that came out, and as just seen.
     #[inline(always)]
     pub(super) fn renew_row(&mut self) {
         self.row.rule = self.rule;
         self.row.endpoint = self.subject.endpoint;
         self.row.epoch = self.subject.epoch;
-        self.row.last_seen = self.now();
+        if self.renews_row() {
+            self.row.last_seen = self.now();
+        }
     }
 
     /// Whether the packet may start a flow. An echo reply, an ICMP message without identifier or a piece of a datagram
@@ -160,4 +266,10 @@ impl Case {
         matches!(self.fragment, LaterFragment::No)
             && matches!(self.packet.kind, Kind::Segment | Kind::Opening | Kind::OpeningAnswer | Kind::EchoRequest)
     }
+}
+
+/// Whether a packet in a direction renews a flow.
+#[inline(always)]
+pub(super) const fn renews(row: &FlowRow, direction: Direction) -> bool {
+    row.admission != admission::DEFERRED || row.initiator == flow::sender(direction)
 }

@@ -79,6 +79,13 @@ pub(super) fn overlay<T: Tables>(tables: &T, case: &Case) -> Outcome {
     Ok(())
 }
 
+/// Whether a proxy has given what a pod sends a destination that is a node's overlay.
+#[inline(always)]
+pub(super) fn leads_to_overlay<T: Tables>(tables: &T, destination: &[u8; 16], protocol: u8, port: [u8; 2]) -> bool {
+    is_overlay(tables, protocol, port)
+        && matches!(class_of(tables, destination).kind, address_kind::THIS_NODE | address_kind::OTHER_NODE)
+}
+
 /// Whether an answer to this packet would be overlay traffic from the pod.
 #[inline(always)]
 pub(super) fn is_from_overlay<T: Tables>(tables: &T, case: &Case) -> bool {

@@ -6,6 +6,11 @@
 //! flow go on) → [`admit`] (may it start one) → [`policy`] (what the rules say). Address checks and the link's own
 //! protocols are in [`link`].
 //!
+//! A packet's destination may not be its last: a proxy rewrites those of Services after the pod's veth. What a pod sends
+//! goes on with a stamp in its mark that says so ([`destination`]), and where it comes to the receiving pod's veth, or
+//! leaves by another device ([`judge_leaving`]), the stamp's sender is found ([`sender`]) and judged by the real
+//! destination ([`deferred`]).
+//!
 //! Two limits of the BPF target shape the slow way. All stacks of a call chain together have 512 bytes: so the case is one
 //! struct that is handed down by reference, and functions are kept out of line where their temporaries would add up. And
 //! the verifier follows every path with what it knows of every value: so the case lives in a map there ([`Scratch`]),
@@ -13,19 +18,26 @@
 
 mod admit;
 mod case;
+mod deferred;
+mod destination;
 mod fragment;
+mod leaving;
 mod link;
 mod policy;
 mod related;
+mod sender;
 mod subject;
 #[cfg(test)]
 mod tests;
 mod tracking;
 
 pub use case::Scratch;
+pub use leaving::judge_leaving;
 pub use policy::{PolicyVerdict, class_of, is_isolated, policy_verdict};
 
-use crate::abi::{Counter, Direction, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, address_kind, counter_index};
+use crate::abi::{
+    CAME_FROM_POD, Direction, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, Settings, address_kind, stamp,
+};
 use crate::flow;
 use crate::parse::{Frame, Kind, Link, Packet, parse_into};
 use crate::tables::{FlowTable, Full, Tables};
@@ -38,8 +50,10 @@ use subject::Subject;
 pub struct Hook {
     /// From the pod's point of view.
     pub direction: Direction,
-    /// Index of the pod's host-side veth.
+    /// Index of the pod's host-side veth; at [`judge_leaving`], of the device by which the packet leaves.
     pub ifindex: u32,
+    /// `skb->mark`.
+    pub mark: u32,
     /// Device that the packet came in by, 0 if it was made on this host. Survives forwarding and address translation.
     pub ingress_ifindex: u32,
     /// Whether a socket is attached to the packet.
@@ -87,24 +101,24 @@ pub fn judge_in<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, hook: &Hook
     } else {
         read::<F, false>(frame, hook.vlan, hook.segments, &mut case.packet)
     };
+    case.begin(hook, frame.len());
     let verdict = match parsed {
         Ok(()) => match established(tables, hook, case) {
             Some(verdict) => verdict,
             None => {
-                case.begin(hook);
                 unestablished(tables, frame, case);
-                case.verdict()
+                case.verdict(tables)
             }
         },
         Err(reason) => {
-            case.begin(hook);
             unreadable(tables, case, reason);
-            case.verdict()
+            case.verdict(tables)
         }
     };
-    let packets = if hook.segments == 0 { 1 } else { u64::from(hook.segments) };
-    let index = counter_index(verdict.endpoint, hook.direction, verdict.reason as u32);
-    tables.count(index, Counter { packets, bytes: u64::from(frame.len()) });
+    // What is deferred is counted where it is decided.
+    if !verdict.passes() || !case.is_from_pod() || case.state != stamp::DEFERRED {
+        case.count(tables, verdict.endpoint, verdict.direction, verdict.reason);
+    }
     verdict
 }
 
@@ -134,9 +148,15 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
         return None;
     }
     let now = flow::seconds(hook.now_ns);
+    let Settings { mark_shift, .. } = tables.settings()?;
+    let came = stamp::of_mark(hook.mark, mark_shift);
+    let sender = match hook.direction {
+        Direction::Egress => 0,
+        Direction::Ingress => sender_of_established(row, hook.ingress_ifindex, came)?,
+    };
     // Here a host socket passes for the own node, which needs a class look-up to be sure: if that is wrong for this
     // flow, the slow way finds out.
-    if !tracking::belongs(row, packet, hook.direction, hook.sent_by_host_socket())
+    if !tracking::belongs(row, packet, hook.direction, hook.sent_by_host_socket(), sender)
         || !flow::is_alive(FlowTable::Confirmed, key.protocol, row, now)
     {
         return None;
@@ -146,10 +166,39 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
         return None;
     }
     let phase = flow::next_phase(row.phase, packet);
-    if row.last_seen != now || row.phase != phase {
-        tables.touch_flow(FlowTable::Confirmed, key, now, phase);
+    let seen = if case::renews(row, hook.direction) { now } else { row.last_seen };
+    if row.last_seen != seen || row.phase != phase {
+        tables.touch_flow(FlowTable::Confirmed, key, seen, phase);
     }
-    Some(Verdict { reason: Reason::Passed, direction: hook.direction, endpoint: row.endpoint, rule: row.rule })
+    let mark = match hook.direction {
+        Direction::Egress => {
+            case.state = case.state_of_row();
+            stamp::into_mark(hook.mark, mark_shift, stamp::new(case.state, case.row.endpoint))
+        }
+        Direction::Ingress => hook.mark,
+    };
+    let FlowRow { endpoint, rule, .. } = case.row;
+    Some(Verdict { reason: Reason::Passed, direction: hook.direction, endpoint, rule, mark })
+}
+
+/// The endpoint that sent a packet to the pod, 0 if no pod here did; `None` if that must be looked up, or if the packet's
+/// egress must still be judged.
+#[inline(always)]
+fn sender_of_established(row: &FlowRow, ingress_ifindex: u32, came: u16) -> Option<u16> {
+    if ingress_ifindex == 0 {
+        return Some(0);
+    }
+    if row.came_by & !CAME_FROM_POD != ingress_ifindex {
+        return None;
+    }
+    if row.came_by & CAME_FROM_POD == 0 {
+        return Some(0);
+    }
+    let endpoint = stamp::endpoint(came);
+    if stamp::state(came) != stamp::JUDGED || (row.came_endpoint != 0 && row.came_endpoint != endpoint) {
+        return None;
+    }
+    Some(endpoint as u16)
 }
 
 /// A frame that cannot be parsed is dropped from and to every pod, isolated or not.
@@ -173,7 +222,7 @@ fn unestablished<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut
     let outcome = match Subject::find(tables, case.ifindex) {
         Ok(subject) => {
             case.subject = subject;
-            by_kind(tables, frame, case)
+            from_whom(tables, frame, case)
         }
         Err(missing) => {
             case.subject.endpoint = PENDING_ENDPOINT;
@@ -187,6 +236,20 @@ fn unestablished<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut
             case.rule = RULE_NONE;
         }
     }
+}
+
+#[inline(always)]
+fn from_whom<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> Outcome {
+    if !case.is_from_pod() {
+        sender::find(tables, case)?;
+        if case.is_deferred() {
+            fragment::find_ports(tables, case);
+            deferred::judge(tables, frame, case)?;
+            // The receiver's rule is another one.
+            case.rule = RULE_NONE;
+        }
+    }
+    by_kind(tables, frame, case)
 }
 
 #[inline(always)]

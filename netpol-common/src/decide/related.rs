@@ -15,13 +15,15 @@ pub(super) fn icmp_error<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, ca
     if find_quoted(tables, frame, case) {
         // The error leaves no trace in the flow: it would else keep one alive, or confirm one, that nobody answers.
         case.rule = case.row.rule;
-        if case.row_is_current() {
-            return Ok(());
+        if !case.row_is_current() {
+            match tracking::judge_again(tables, case) {
+                Ok(()) => {}
+                Err(Reason::Revoked) if tracking::keeps_established(tables) => {}
+                Err(reason) => return Err(reason),
+            }
         }
-        return match tracking::judge_again(tables, case) {
-            Err(Reason::Revoked) if tracking::keeps_established(tables) => Ok(()),
-            outcome => outcome,
-        };
+        case.state = case.state_of_row();
+        return Ok(());
     }
     case.name_flow();
     admit::icmp_error(tables, case)

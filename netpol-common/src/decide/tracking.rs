@@ -2,8 +2,10 @@
 //! confirmed, and what remains of one that was revoked.
 
 use super::subject::pay;
-use super::{Case, Outcome, admit, link};
-use crate::abi::{Direction, FlowRow, Settings, admission, initiator, phase, setting_flags};
+use super::{Case, Outcome, admit, destination, link};
+use crate::abi::{
+    Direction, FlowRow, RULE_NONE, SENDER_UNKNOWN, Settings, admission, initiator, phase, setting_flags, stamp,
+};
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, has_ports, protocol};
 use crate::tables::{FlowTable, Full, Tables};
@@ -13,9 +15,9 @@ use crate::verdict::Reason;
 ///
 /// It must use the same address of the pod. An echo request comes from the initiator and a reply does not, also when the
 /// identifiers are 0. The initiator's packets must come the way the first one came: after masquerading, one address and
-/// port can be several senders.
+/// port can be several senders. `sender` is the endpoint that the packet's stamp names, 0 if none is believed.
 #[inline(always)]
-pub(super) fn belongs(row: &FlowRow, packet: &Packet, direction: Direction, own_node: bool) -> bool {
+pub(super) fn belongs(row: &FlowRow, packet: &Packet, direction: Direction, own_node: bool, sender: u16) -> bool {
     let from_initiator = row.initiator == flow::sender(direction);
     let right_side = match packet.kind {
         Kind::EchoRequest => from_initiator,
@@ -23,7 +25,9 @@ pub(super) fn belongs(row: &FlowRow, packet: &Packet, direction: Direction, own_
         _ => true,
     };
     let same_way = match direction {
-        Direction::Ingress if from_initiator => (row.admission == admission::OWN_NODE) == own_node,
+        Direction::Ingress if from_initiator => {
+            (row.admission == admission::OWN_NODE) == own_node && (row.stamp == sender || row.stamp == SENDER_UNKNOWN)
+        }
         Direction::Ingress | Direction::Egress => true,
     };
     right_side && same_way && Address::new(row.local).same(flow::local(packet, direction))
@@ -56,7 +60,7 @@ pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
 #[inline(never)]
 pub(super) fn find<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> bool {
     tables.load_flow(table, &case.key, &mut case.row)
-        && belongs(&case.row, &case.packet, case.direction, case.own_node)
+        && belongs(&case.row, &case.packet, case.direction, case.own_node, case.sender())
         && flow::is_alive(table, case.key.protocol, &case.row, case.now())
 }
 
@@ -70,19 +74,31 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.subject.is_closed() {
         return Err(Reason::Pending);
     }
+    // Under the switch that keeps what was allowed, a destination that was final stays so.
+    if case.row.initiator == initiator::POD && !(case.row.stamp == stamp::JUDGED && keeps_established(tables)) {
+        let found = destination::look_up(tables, case);
+        case.row.stamp = found as u16;
+        if found & destination::REWRITTEN != 0 {
+            case.row.admission = admission::DEFERRED;
+            case.rule = RULE_NONE;
+            return Ok(());
+        }
+        case.row.admission = admission::POLICY;
+    }
     if let Some(rule) = ask_as(tables, case, case.row.initiator) {
         case.rule = rule;
         return Ok(());
     }
     // A guess may be corrected for as long as guesses are made.
     if case.row.phase & phase::GUESSED != 0 && case.now() < case.subject.reverse_until {
-        let other = match case.row.initiator {
-            initiator::POD => initiator::PEER,
-            _ => initiator::POD,
+        let (other, stamp) = match case.row.initiator {
+            initiator::POD => (initiator::PEER, SENDER_UNKNOWN),
+            _ => (initiator::POD, stamp::DEFERRED),
         };
         if let Some(rule) = ask_as(tables, case, other) {
             case.rule = rule;
             case.row.initiator = other;
+            case.row.stamp = stamp;
             return Ok(());
         }
     }
@@ -98,13 +114,16 @@ pub(super) fn keeps_established<T: Tables>(tables: &T) -> bool {
 /// Asks the policy about the entry found last as if `initiator` had started it.
 #[inline(always)]
 fn ask_as<T: Tables>(tables: &T, case: &Case, initiator: u8) -> Option<u32> {
-    let Case { key, subject, .. } = case;
+    let Case { key, subject, row, .. } = case;
     let (direction, port) = match initiator {
         initiator::POD => (Direction::Egress, key.peer_port),
         _ => (Direction::Ingress, key.local_port),
     };
     let port = if has_ports(key.protocol) { Some(port) } else { None };
-    subject.allows(tables, direction, &key.peer, key.protocol, port)
+    // As in `Case::is_to_itself`.
+    let to_itself = initiator == initiator::PEER && row.stamp != 0 && u32::from(row.stamp) == subject.endpoint;
+    let peer = if to_itself { row.local } else { key.peer };
+    subject.allows(tables, direction, &peer, key.protocol, port)
 }
 
 /// A packet of a live flow.
@@ -129,20 +148,44 @@ fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
             }
         }
     }
+    case.state = case.state_of_row();
     let first_reply = table == FlowTable::Embryonic && case.row.initiator != flow::sender(case.direction);
     let phase = flow::next_phase(case.row.phase, &case.packet);
-    let changed = case.row.last_seen != case.now() || case.row.phase != phase;
+    let seen_again = case.renews_row() && case.row.last_seen != case.now();
+    let changed = seen_again || case.row.phase != phase;
     case.row.phase = phase;
+    let rewrite = learn_way(case, seen_again) | !current;
     case.renew_row();
     if first_reply {
         confirm(tables, case)?;
         tables.remove_flow(FlowTable::Embryonic, &case.key);
-    } else if !current {
+    } else if rewrite {
         tables.put_flow(table, &case.key, &case.row)?;
     } else if changed {
         tables.touch_flow(table, &case.key, case.row.last_seen, case.row.phase);
     }
     Ok(())
+}
+
+/// Keeps in the entry found last which way the peer's packets come; answers whether that is to be written. Ways that
+/// alternate are written once a second, at most.
+#[inline(always)]
+fn learn_way(case: &mut Case, seen_again: bool) -> bool {
+    if case.is_from_pod() {
+        return false;
+    }
+    let is_news = case.row.initiator == initiator::PEER && case.row.stamp == SENDER_UNKNOWN;
+    if is_news {
+        case.row.stamp = case.sender();
+    }
+    let moved = case.came_by != 0
+        && (case.row.came_by != case.came_by || case.row.came_endpoint != case.came_endpoint)
+        && (case.row.came_by == 0 || seen_again);
+    if moved {
+        case.row.came_by = case.came_by;
+        case.row.came_endpoint = case.came_endpoint;
+    }
+    is_news || moved
 }
 
 /// Writes a confirmed flow. The own node's flows cost nothing: a pod's peers could else starve its probes.
@@ -183,6 +226,7 @@ fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         tables.put_flow(FlowTable::Tombstones, &case.key, &case.row)?;
         return outcome;
     }
+    case.state = case.state_of_row();
     case.row.phase = flow::next_phase(case.row.phase, &case.packet);
     confirm(tables, case)?;
     tables.remove_flow(FlowTable::Tombstones, &case.key);

@@ -101,6 +101,9 @@ pub trait Frame {
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.load(offset)
     }
+    /// Makes the headers readable, where that takes something.
+    #[inline(always)]
+    fn make_linear(&self) {}
 }
 
 impl Frame for [u8] {
@@ -127,6 +130,26 @@ impl<F: Frame + ?Sized> Frame for &F {
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         (**self).head(offset)
+    }
+    #[inline(always)]
+    fn make_linear(&self) {
+        (**self).make_linear();
+    }
+}
+
+/// An Ethernet frame, read from its network header on. Its length is the whole frame's, which is what counters want: a load
+/// beyond the end fails all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct FromNetworkHeader<'a>(pub &'a [u8]);
+
+impl Frame for FromNetworkHeader<'_> {
+    #[inline]
+    fn len(&self) -> u32 {
+        Frame::len(self.0)
+    }
+    #[inline]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.load(ETHERNET_HEADER + offset)
     }
 }
 

@@ -15,9 +15,9 @@ use aya::{Ebpf, EbpfLoader, TestRunOptions};
 use ipnet::IpNet;
 use netpol_agent::dataplane::object::OBJECT;
 use netpol_common::abi::{
-    AddressKey, ClassRow, Counter, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow, InterfaceRow,
-    PortKeyData, PortRow, REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index, mapped, names,
-    programs,
+    AddressKey, ClassRow, Counter, DecidedKey, DecidedRow, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow,
+    InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index,
+    mapped, names, programs,
 };
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
@@ -52,6 +52,37 @@ pub struct Programs {
     pub loaded: Vec<Loaded>,
 }
 
+/// How a packet comes to a program, as far as its bytes do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Device that it came in by, 0 if it was made on this host.
+    pub ingress_ifindex: u32,
+    /// Its mark.
+    pub mark: u32,
+}
+
+/// What a program did to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What it said, in the end.
+    pub action: i32,
+    /// The mark that the packet goes on with.
+    pub mark: u32,
+    /// Mean time of one run.
+    pub time: Duration,
+}
+
+/// What became of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Whether it goes on.
+    pub passed: bool,
+    /// The mark that it goes on with.
+    pub mark: u32,
+    /// Whom it was counted for, and as what.
+    pub counted: Vec<(u32, Direction, Reason)>,
+}
+
 /// The program of a direction.
 #[must_use]
 pub const fn program(direction: Direction) -> &'static str {
@@ -70,7 +101,7 @@ impl Programs {
         }
         let mut ebpf = loader.load(OBJECT).context("loading the object")?;
         let mut loaded = Vec::new();
-        for name in [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS] {
+        for name in [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS, programs::HOST_EGRESS] {
             let program = classifier(&mut ebpf, name)?;
             let start = Instant::now();
             program.load().with_context(|| format!("loading program {name}"))?;
@@ -98,31 +129,51 @@ impl Programs {
         }
     }
 
-    /// Runs a program on a frame `repeat` times; returns what it said last and the mean time of one run.
-    pub fn run(&mut self, name: &str, frame: &[u8], ingress_ifindex: u32, repeat: u32) -> Result<(i32, Duration)> {
-        // The kernel takes a prefix of `struct __sk_buff`, up to `ifindex`.
+    /// Runs a program on a frame `repeat` times.
+    pub fn run(&mut self, name: &str, frame: &[u8], arrival: Arrival, repeat: u32) -> Result<Run> {
+        // The kernel takes a prefix of `struct __sk_buff`, up to `ifindex`, and wants room to give the whole of it back.
         let mut context = [0; 44];
-        context[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+        context[8..12].copy_from_slice(&arrival.mark.to_ne_bytes());
+        context[36..40].copy_from_slice(&arrival.ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        let mut after = [0; 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            repeat,
+            ..TestRunOptions::default()
+        };
         let result = classifier(&mut self.ebpf, name)?.test_run(options).with_context(|| format!("running {name}"))?;
-        Ok((result.return_value as i32, result.duration))
+        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = after;
+        let mark = u32::from_ne_bytes([a, b, c, d]);
+        Ok(Run { action: result.return_value as i32, mark, time: result.duration })
     }
 
-    /// Judges a frame in a direction: whether it passes, and the reason by which it was counted for an endpoint.
-    pub fn judge(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32, endpoint: u32) -> Result<Reason> {
-        let before = self.counters(endpoint, direction)?;
-        let (action, _) = self.run(program(direction), frame, ingress_ifindex, 1)?;
-        let after = self.counters(endpoint, direction)?;
-        let mut counted = Reason::ALL.into_iter().zip(before.iter().zip(&after)).filter(|(_, (old, new))| old != new);
-        let (reason, (old, new)) = counted.next().context("nothing was counted for the endpoint")?;
-        anyhow::ensure!(counted.next().is_none(), "counted under two reasons");
-        anyhow::ensure!(new.packets == old.packets + 1, "counted {} packets", new.packets - old.packets);
-        anyhow::ensure!(new.bytes == old.bytes + frame.len() as u64, "counted {} bytes", new.bytes - old.bytes);
-        let expected = if reason == Reason::Passed { NEXT } else { SHOT };
-        anyhow::ensure!(action == expected, "said {action} and counted {}", reason.name());
-        Ok(reason)
+    /// Judges a frame; `counted_for` says whose counters are looked at.
+    pub fn judge(
+        &mut self,
+        name: &str,
+        frame: &[u8],
+        arrival: Arrival,
+        counted_for: &[(u32, Direction)],
+    ) -> Result<Judged> {
+        let before = counted_for.iter().map(|of| self.counters(of.0, of.1)).collect::<Result<Vec<_>>>()?;
+        let Run { action, mark, time: _ } = self.run(name, frame, arrival, 1)?;
+        anyhow::ensure!(matches!(action, NEXT | SHOT), "said {action}");
+        let mut counted = Vec::new();
+        for ((endpoint, direction), before) in counted_for.iter().zip(before) {
+            let after = self.counters(*endpoint, *direction)?;
+            for ((reason, old), new) in Reason::ALL.into_iter().zip(before).zip(after) {
+                if old != new {
+                    let packets = new.packets - old.packets;
+                    anyhow::ensure!(packets == 1, "counted {packets} packets");
+                    anyhow::ensure!(new.bytes == old.bytes + frame.len() as u64, "counted other bytes");
+                    counted.push((*endpoint, *direction, reason));
+                }
+            }
+        }
+        Ok(Judged { passed: action == NEXT, mark, counted })
     }
 
     fn counters(&self, endpoint: u32, direction: Direction) -> Result<Vec<Counter>> {
@@ -140,7 +191,12 @@ impl Programs {
 
     /// Puts an endpoint behind the interface of the test runs.
     pub fn set_interface(&mut self, row: InterfaceRow) -> Result<()> {
-        self.put(names::INTERFACES, IFINDEX, row)
+        self.set_device(IFINDEX, row)
+    }
+
+    /// Says what another device is.
+    pub fn set_device(&mut self, ifindex: u32, row: InterfaceRow) -> Result<()> {
+        self.put(names::INTERFACES, ifindex, row)
     }
 
     /// Leaves the interface of the test runs without endpoint.
@@ -170,8 +226,19 @@ impl Programs {
         Ok(flows)
     }
 
+    /// All deferred flows that were decided.
+    pub fn decided(&self) -> Result<Vec<(DecidedKey, DecidedRow)>> {
+        let map = HashMap::<_, DecidedKey, DecidedRow>::try_from(self.ebpf.map(names::DECIDED).context("DECIDED")?)?;
+        let mut rows = map.iter().collect::<Result<Vec<_>, _>>()?;
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        Ok(rows)
+    }
+
     /// Forgets all flows and tokens.
     pub fn forget_flows(&mut self) -> Result<()> {
+        for (key, _) in self.decided()? {
+            self.remove::<DecidedKey, DecidedRow>(names::DECIDED, key)?;
+        }
         for table in [names::EMBRYONIC, names::CONFIRMED, names::TOMBSTONES] {
             for (key, _) in self.flows(table)? {
                 self.remove::<FlowKey, FlowRow>(table, key)?;

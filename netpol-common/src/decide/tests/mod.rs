@@ -4,6 +4,7 @@ mod flows;
 mod fragments;
 mod link;
 mod policy;
+mod services;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +22,11 @@ use crate::verdict::{Reason, Verdict};
 const IFINDEX: u32 = 7;
 const ENDPOINT: u32 = 3;
 const SET: u32 = 20;
+/// Another pod of this node.
+const SENDER: u32 = 8;
+const SENDER_SET: u32 = 21;
+/// Where the stamp begins in a mark.
+const MARK_SHIFT: u32 = 16;
 const POD: [u8; 4] = [10, 244, 0, 5];
 const POD6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 /// In class 5.
@@ -47,7 +53,11 @@ struct Written {
 struct World {
     settings: Option<Settings>,
     interface: Option<InterfaceRow>,
+    /// Of other devices.
+    others: BTreeMap<u32, InterfaceRow>,
     word: EndpointWord,
+    /// Of another pod, [`SENDER`].
+    sender_word: EndpointWord,
     options: EndpointOptions,
     addresses: Vec<[u8; 16]>,
     classes: BTreeMap<[u8; 16], ClassRow>,
@@ -67,11 +77,14 @@ impl World {
         let row = |kind, class| ClassRow { kind, class };
         Self {
             settings: Some(Settings {
+                mark_shift: MARK_SHIFT,
                 overlay_ports: [8472_u16.to_be_bytes(), [0; 2], [0; 2], [0; 2]],
                 ..Settings::default()
             }),
             interface: Some(InterfaceRow { endpoint: ENDPOINT, flags: interface_flags::POD_VETH }),
+            others: BTreeMap::new(),
             word: EndpointWord::new(SET, 9),
+            sender_word: EndpointWord::new(SENDER_SET, 9),
             options: EndpointOptions::default(),
             addresses: Vec::from([mapped(POD), POD6]),
             classes: BTreeMap::from([
@@ -91,8 +104,12 @@ impl World {
     }
 
     /// Adds a verdict row; `ports` empty means every port.
-    fn allow(mut self, direction: Direction, class: u32, protocol: u8, rule: u32, ports: &[u16]) -> Self {
-        let key = RuleKey { set: SET, class, direction: direction as u8, protocol, pad: 0 };
+    fn allow(self, direction: Direction, class: u32, protocol: u8, rule: u32, ports: &[u16]) -> Self {
+        self.allow_in(SET, direction, class, protocol, rule, ports)
+    }
+
+    fn allow_in(mut self, set: u32, direction: Direction, class: u32, protocol: u8, rule: u32, ports: &[u16]) -> Self {
+        let key = RuleKey { set, class, direction: direction as u8, protocol, pad: 0 };
         let row = if ports.is_empty() {
             RuleRow { action: rule_action::ALLOW, port_set: 0, rule }
         } else {
@@ -117,12 +134,24 @@ impl World {
     }
 
     fn verdict(&self, frame: &[u8], direction: Direction, ingress_ifindex: u32, has_socket: bool) -> Verdict {
+        self.verdict_on(frame, direction, ingress_ifindex, has_socket, 0)
+    }
+
+    fn verdict_on(
+        &self,
+        frame: &[u8],
+        direction: Direction,
+        ingress_ifindex: u32,
+        has_socket: bool,
+        mark: u32,
+    ) -> Verdict {
         judge(
             self,
             frame,
             &Hook {
                 direction,
                 ifindex: IFINDEX,
+                mark,
                 ingress_ifindex,
                 has_socket,
                 link_header: true,
@@ -180,13 +209,13 @@ impl Tables for World {
         self.settings
     }
     fn interface(&self, ifindex: u32) -> Option<InterfaceRow> {
-        assert_eq!(ifindex, IFINDEX);
-        self.interface
+        if ifindex == IFINDEX { self.interface } else { self.others.get(&ifindex).copied() }
     }
     fn endpoint_word(&self, endpoint: u32) -> Option<EndpointWord> {
         match endpoint {
             0 => Some(EndpointWord(0)),
             ENDPOINT => Some(self.word),
+            SENDER => Some(self.sender_word),
             _ => None,
         }
     }

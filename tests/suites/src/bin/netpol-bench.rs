@@ -16,7 +16,7 @@ use netpol_common::abi::{
 };
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, ipv4, ipv6, tcp};
-use netpol_suites::programs::{EMPTY, NEXT, Programs, SHOT, program};
+use netpol_suites::programs::{Arrival, EMPTY, NEXT, Programs, Run, SHOT, program};
 
 const ENDPOINT: u32 = 1;
 const POD: [u8; 4] = [10, 244, 0, 5];
@@ -26,6 +26,7 @@ const PEER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6];
 const PORT: u16 = 8080;
 /// The device that forwarded packets come in by; anything but 0, which would be the node itself.
 const UPLINK: u32 = 2;
+const FORWARDED: Arrival = Arrival { ingress_ifindex: UPLINK, mark: 0 };
 const ROUNDS: usize = 41;
 const REPEAT: u32 = 20_000;
 /// Packets of a round that are all different. All rounds together stay below the number of ports.
@@ -133,7 +134,7 @@ fn nanoseconds(duration: Duration) -> f64 {
 /// does; the empty program's time, taken the same way, shows by how much.
 fn run(programs: &mut Programs, name: &str, case: &Case, expected: i32, round: usize) -> Result<Duration> {
     if !case.distinct {
-        let (said, time) = programs.run(name, &case.frame, UPLINK, REPEAT)?;
+        let Run { action: said, time, mark: _ } = programs.run(name, &case.frame, FORWARDED, REPEAT)?;
         ensure!(said == expected, "{}: {name} said {said}, expected {expected}", case.name);
         return Ok(time);
     }
@@ -142,7 +143,7 @@ fn run(programs: &mut Programs, name: &str, case: &Case, expected: i32, round: u
     for packet in 0..DISTINCT {
         let source_port = 1 + (round * DISTINCT + packet) as u16;
         frame[SOURCE_PORT..SOURCE_PORT + 2].copy_from_slice(&source_port.to_be_bytes());
-        let (said, time) = programs.run(name, &frame, UPLINK, 1)?;
+        let Run { action: said, time, mark: _ } = programs.run(name, &frame, FORWARDED, 1)?;
         ensure!(said == expected, "{}: {name} said {said}, expected {expected}", case.name);
         sum += time;
     }
@@ -154,7 +155,7 @@ fn measure(programs: &mut Programs, policies: u32, case: &Case) -> Result<Measur
     let set = if case.selected { SET_FIRST } else { SET_ALLOW_ALL };
     programs.apply(&MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(set, 1) })?;
     for (direction, frame) in &case.before {
-        let (said, _) = programs.run(program(*direction), frame, UPLINK, 1)?;
+        let Run { action: said, .. } = programs.run(program(*direction), frame, FORWARDED, 1)?;
         ensure!(said == NEXT, "{}: the connection was refused", case.name);
     }
     let (mut times, mut ratios) = (Vec::new(), Vec::new());

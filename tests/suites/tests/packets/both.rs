@@ -4,17 +4,23 @@ use std::net::IpAddr;
 
 use netpol_common::abi::{
     AddressKey, ClassRow, Direction, EndpointOptions, EndpointWord, FlowRow, InterfaceRow, PortKeyData, PortRow,
-    RULE_NONE, RuleKey, RuleRow, Settings, address_kind, interface_flags, names, rule_action,
+    RULE_NONE, RuleKey, RuleRow, Settings, address_kind, counter_index, interface_flags, names, programs, rule_action,
+    stamp,
 };
-use netpol_common::decide::{Hook, judge};
+use netpol_common::decide::{Hook, Scratch, judge, judge_leaving};
+use netpol_common::parse::FromNetworkHeader;
 use netpol_common::tables::FlowTable;
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_policy::compile::memory::MemoryTables;
-use netpol_suites::programs::{IFINDEX, Programs};
+use netpol_suites::programs::{Arrival, IFINDEX, Judged, Programs, program};
 
 pub(crate) const ENDPOINT: u32 = 3;
 pub(crate) const SET: u32 = 20;
+/// Another pod of this node.
+pub(crate) const SENDER: u32 = 8;
+/// Where the stamp begins in a mark.
+pub(crate) const MARK_SHIFT: u32 = 16;
 pub(crate) const POD: [u8; 4] = [10, 244, 0, 5];
 pub(crate) const PEER: [u8; 4] = [10, 244, 1, 6];
 pub(crate) const STRANGER: [u8; 4] = [192, 0, 2, 66];
@@ -48,8 +54,11 @@ impl Both {
     /// Nothing but settings: the interface is pending.
     pub(crate) fn pending() -> Self {
         let mut kernel = Programs::load(4096).unwrap();
-        let settings =
-            Settings { overlay_ports: [8472_u16.to_be_bytes(), [0; 2], [0; 2], [0; 2]], ..Settings::default() };
+        let settings = Settings {
+            mark_shift: MARK_SHIFT,
+            overlay_ports: [8472_u16.to_be_bytes(), [0; 2], [0; 2], [0; 2]],
+            ..Settings::default()
+        };
         kernel.set_settings(settings).unwrap();
         let mut memory = MemoryTables::new();
         memory.settings = Some(settings);
@@ -112,24 +121,61 @@ impl Both {
 
     /// Judges a frame on both sides, and insists on one answer.
     pub(crate) fn judge(&mut self, direction: Direction, frame: &[u8], ingress_ifindex: u32) -> Reason {
-        let kernel = self.kernel.judge(direction, frame, ingress_ifindex, self.endpoint).unwrap();
+        let arrival = Arrival { ingress_ifindex, mark: 0 };
+        let (reason, judged) = self.judge_as(program(direction), frame, arrival);
+        let deferred = stamp::state(stamp::of_mark(judged.mark, MARK_SHIFT)) == stamp::DEFERRED;
+        let counted = if judged.passed && direction == Direction::Egress && deferred {
+            Vec::new()
+        } else {
+            vec![(self.endpoint, direction, reason)]
+        };
+        assert_eq!(judged.counted, counted);
+        reason
+    }
+
+    /// The same for a program and a packet that may bear a stamp; and what it was counted as, and for whom.
+    pub(crate) fn judge_as(&mut self, name: &str, frame: &[u8], arrival: Arrival) -> (Reason, Judged) {
+        let all = [0, ENDPOINT, SENDER, self.endpoint];
+        let endpoints = &all[..if all[..3].contains(&self.endpoint) { 3 } else { 4 }];
+        let whom: Vec<_> =
+            endpoints.iter().flat_map(|number| [(*number, Direction::Ingress), (*number, Direction::Egress)]).collect();
+        let kernel = self.kernel.judge(name, frame, arrival, &whom).unwrap();
+        let counters = |memory: &MemoryTables| -> Vec<_> {
+            let indices = whom.iter().flat_map(|(endpoint, direction)| {
+                Reason::ALL.into_iter().map(|reason| counter_index(*endpoint, *direction, reason as u32))
+            });
+            indices.map(|index| memory.counter(index)).collect()
+        };
+        let before = counters(&self.memory);
+        let direction = if name == programs::POD_INGRESS { Direction::Ingress } else { Direction::Egress };
         let hook = Hook {
             direction,
             ifindex: IFINDEX,
-            ingress_ifindex,
+            mark: arrival.mark,
+            ingress_ifindex: arrival.ingress_ifindex,
             has_socket: true,
             link_header: true,
             vlan: false,
             now_ns: boot_clock(),
             segments: 0,
         };
-        let memory = judge(&self.memory, frame, &hook).reason;
-        assert_eq!(
-            kernel, memory,
-            "kernel and verdict function differ: {direction:?} from {ingress_ifindex}: {frame:02x?}"
-        );
+        let verdict = if name == programs::HOST_EGRESS {
+            let is_ip = matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]);
+            judge_leaving(&self.memory, &FromNetworkHeader(frame), is_ip, &hook, &mut Scratch::new())
+        } else {
+            judge(&self.memory, frame, &hook)
+        };
+        let after = counters(&self.memory);
+        let reasons = whom
+            .iter()
+            .flat_map(|(endpoint, direction)| Reason::ALL.into_iter().map(|reason| (*endpoint, *direction, reason)));
+        let changed = reasons.zip(before.iter().zip(&after)).filter(|(_, (before, after))| before != after);
+        let counted = changed.map(|(what, _)| what).collect();
+        let passed = verdict.passes();
+        let memory = Judged { passed, mark: if passed { verdict.mark } else { arrival.mark }, counted };
+        assert_eq!(kernel, memory, "kernel and verdict function differ: {name} {arrival:?}: {frame:02x?}");
         self.packets += 1;
-        kernel
+        (verdict.reason, memory)
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) -> Reason {

@@ -5,7 +5,7 @@ use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
 
-use super::both::{Both, ENDPOINT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
+use super::both::{Both, ENDPOINT, MARK_SHIFT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
 
 fn to_pod(flags: u8) -> Vec<u8> {
     ipv4(PEER, POD, 6, 0, &[], &tcp(4000, 80, flags, &[]))
@@ -15,11 +15,15 @@ fn from_pod(flags: u8) -> Vec<u8> {
     ipv4(POD, PEER, 6, 0, &[], &tcp(80, 4000, flags, &[]))
 }
 
+const fn defaults() -> Settings {
+    Settings { flags: 0, mark_shift: MARK_SHIFT, bucket_cost: 0, bucket_burst: 0, overlay_ports: [[0; 2]; 4] }
+}
+
 #[test]
-fn both_programs_load_and_say_what_that_costs() {
+fn the_programs_load_and_say_what_that_costs() {
     let both = Both::pending();
     both.kernel.print_loaded();
-    assert_eq!(both.kernel.loaded.len(), 3);
+    assert_eq!(both.kernel.loaded.len(), 4);
 }
 
 #[test]
@@ -46,10 +50,10 @@ fn revocation_cuts_keeps_and_restores() {
         assert_eq!(both.receive(&frame), Reason::Passed);
     }
     assert_eq!(both.send(&from_pod(SYN | ACK)), Reason::Passed);
-    both.settings(Settings { flags: setting_flags::KEEP_ESTABLISHED, ..Settings::default() });
+    both.settings(Settings { flags: setting_flags::KEEP_ESTABLISHED, ..defaults() });
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_DENY_ALL, 10) });
     assert_eq!(both.send(&from_pod(ACK)), Reason::Passed);
-    both.settings(Settings::default());
+    both.settings(defaults());
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_DENY_ALL, 11) });
     assert_eq!(both.send(&from_pod(ACK)), Reason::Revoked);
     assert_eq!(both.receive(&to_pod(ACK)), Reason::Revoked);
@@ -87,7 +91,7 @@ fn a_pending_interface_passes_arp_and_its_node_only() {
     assert_eq!(both.send(&answer), Reason::Passed);
     assert_eq!(both.send(&to_pod(SYN)), Reason::Pending);
     both.compare_flows();
-    both.settings(Settings { flags: setting_flags::PENDING_ALLOW, ..Settings::default() });
+    both.settings(Settings { flags: setting_flags::PENDING_ALLOW, ..defaults() });
     assert_eq!(both.receive(&to_pod(SYN)), Reason::Passed);
     both.compare_flows();
 }
@@ -97,7 +101,7 @@ fn a_pod_that_nothing_isolates_is_tracked_and_rate_limited() {
     let mut both = Both::isolated();
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_ALLOW_ALL, 10) });
     let hour = 3_600_000_000_000;
-    both.settings(Settings { bucket_cost: hour, bucket_burst: 2 * hour, ..Settings::default() });
+    both.settings(Settings { bucket_cost: hour, bucket_burst: 2 * hour, ..defaults() });
     let datagram = |port| ipv4(POD, PEER, 17, 0, &[], &udp(port, 53, b"?"));
     assert_eq!(both.send(&datagram(1)), Reason::Passed);
     assert_eq!(both.send(&datagram(2)), Reason::Passed);
