@@ -33,6 +33,8 @@ fn small(random: &mut Random) -> Capacities {
         rules: some(roomy.rules, 120),
         ports: some(roomy.ports, 60),
         digests: some(roomy.digests, 60),
+        services: some(roomy.services, 12),
+        service_cidrs: some(roomy.service_cidrs, 3),
     }
 }
 
@@ -46,8 +48,8 @@ fn assert_fits(tables: &MemoryTables, capacities: &Capacities, context: &str) {
         words: _,
         addresses,
         options: _,
-        services: _,
-        service_cidrs: _,
+        services,
+        service_cidrs,
         epoch: _,
     } = tables.snapshot();
     let of = |v6: bool| classes.keys().filter(|address| address.is_ipv6() == v6).count();
@@ -61,6 +63,8 @@ fn assert_fits(tables: &MemoryTables, capacities: &Capacities, context: &str) {
         (names::CIDR4, prefixes(false), capacities.cidr4),
         (names::CIDR6, prefixes(true), capacities.cidr6),
         (names::ADDRESSES, addresses.len(), capacities.addresses),
+        (names::SERVICES, services.len(), capacities.services),
+        (names::SERVICE_CIDRS, service_cidrs.len(), capacities.service_cidrs),
     ] {
         assert!(rows <= most as usize, "{context}: {map} holds {rows} of {most}");
     }
@@ -69,7 +73,7 @@ fn assert_fits(tables: &MemoryTables, capacities: &Capacities, context: &str) {
 #[test]
 fn what_does_not_fit_is_never_permitted_and_always_reported() {
     let (mut checked, mut withheld) = (0_u64, 0_u64);
-    let (mut sets, mut classes, mut owned) = (0, 0, 0);
+    let (mut sets, mut classes, mut owned, mut services) = (0, 0, 0, 0);
     let (first, cases) = (first_seed(), cases(150));
     for seed in first..first + cases {
         let mut world = World::new(seed);
@@ -106,6 +110,7 @@ fn what_does_not_fit_is_never_permitted_and_always_reported() {
                     Refused::PolicySet { .. } => sets += 1,
                     Refused::Class(_) => classes += 1,
                     Refused::EndpointAddress { .. } | Refused::Endpoint(_) => owned += 1,
+                    Refused::Service { .. } | Refused::ServiceRange(_) => services += 1,
                 }
             }
             let mut endpoints: BTreeSet<u32> = BTreeSet::new();
@@ -116,6 +121,7 @@ fn what_does_not_fit_is_never_permitted_and_always_reported() {
                     | Refused::Endpoint(endpoint)
                     | Refused::EndpointAddress { endpoint, .. } => drop(endpoints.insert(endpoint)),
                     Refused::Class(address) => drop(addresses.insert(address)),
+                    Refused::Service { .. } | Refused::ServiceRange(_) => {}
                 }
             }
             for cell in cells(&numbers, &world.addresses(), &FEW_PACKETS) {
@@ -145,9 +151,12 @@ fn what_does_not_fit_is_never_permitted_and_always_reported() {
     }
     println!(
         "{cases} histories, {checked} cells, {withheld} withheld, none permitted in excess; \
-         refused: {sets} policy sets, {classes} classes, {owned} endpoint addresses"
+         refused: {sets} policy sets, {classes} classes, {owned} endpoint addresses, {services} services"
     );
-    assert!(withheld > 0 && sets > 0 && classes > 0 && owned > 0, "the maps must be too small in every way");
+    assert!(
+        withheld > 0 && sets > 0 && classes > 0 && owned > 0 && services > 0,
+        "the maps must be too small in every way"
+    );
 }
 
 fn labels(of: &[(&str, &str)]) -> Labels {

@@ -491,6 +491,8 @@ fn capacities(dataplane: &Dataplane) -> anyhow::Result<Capacities> {
         rules: size(names::RULES)?,
         ports: size(names::PORTS)?,
         digests: size(names::DIGESTS)?,
+        services: size(names::SERVICES)?,
+        service_cidrs: size(names::SERVICE_CIDRS)?,
     })
 }
 

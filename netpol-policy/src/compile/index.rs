@@ -9,9 +9,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use netpol_common::abi::ServiceKey;
+
+use super::services::Services;
 use super::{Change, Endpoint};
 use crate::decode::{Kind, Object};
-use crate::model::{Namespace, Node, ObjectName, Phase, Pod, Policy};
+use crate::model::{EndpointSlice, Namespace, Node, ObjectName, Phase, Pod, Policy};
 
 /// A pod and what follows from it.
 #[derive(Clone, Debug)]
@@ -56,6 +59,8 @@ pub(super) struct Dirty {
     pub(super) pods: BTreeSet<ObjectName>,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) prefixes: BTreeSet<IpNet>,
+    pub(super) services: BTreeSet<ServiceKey>,
+    pub(super) service_ranges: bool,
 }
 
 /// Objects, claims, endpoints.
@@ -69,6 +74,7 @@ pub(super) struct Index {
     pub(super) local: BTreeSet<IpAddr>,
     pub(super) claims: BTreeMap<IpAddr, Claims>,
     pub(super) endpoints: BTreeMap<u32, EndpointEntry>,
+    pub(super) services: Services,
     endpoints_of: BTreeMap<ObjectName, BTreeSet<u32>>,
 }
 
@@ -98,9 +104,23 @@ impl Index {
             Change::Upsert(Object::Pod(pod)) => self.pod_changed(pod.name.clone(), Some(pod), dirty),
             Change::Upsert(Object::Policy(policy)) => self.policy_changed(policy.name.clone(), Some(policy), dirty),
             Change::Upsert(Object::Node(node)) => self.node_changed(node.name.clone(), Some(node), dirty),
-            // Not compiled into any table yet.
-            Change::Upsert(Object::Service(_) | Object::EndpointSlice(_) | Object::ServiceCidr(_))
-            | Change::Remove(Kind::Service | Kind::EndpointSlice | Kind::ServiceCidr, _) => {}
+            Change::Upsert(Object::Service(service)) => {
+                self.services.service_changed(service.name.clone(), Some(service), &mut dirty.services);
+            }
+            Change::Upsert(Object::EndpointSlice(slice)) => {
+                self.slice_changed(slice.name.clone(), Some(slice), dirty);
+            }
+            Change::Upsert(Object::ServiceCidr(range)) => {
+                dirty.service_ranges |= self.services.range_changed(range.name.clone(), Some(range));
+            }
+            Change::Remove(Kind::Service, name) => {
+                self.services.service_changed(name, None, &mut dirty.services);
+            }
+            Change::Remove(Kind::EndpointSlice, name) => self.slice_changed(name, None, dirty),
+            Change::Remove(Kind::ServiceCidr, name) => {
+                dirty.service_ranges |= self.services.range_changed(name.name, None);
+            }
+            Change::ServiceCidrs(ranges) => dirty.service_ranges |= self.services.configure(ranges),
             Change::Remove(Kind::Namespace, name) => {
                 if self.namespaces.remove(&name.name).is_some() {
                     self.namespace_changed(&name.name, dirty);
@@ -112,7 +132,8 @@ impl Index {
             Change::EndpointUp(endpoint) => self.endpoint_up(endpoint, dirty),
             Change::EndpointDown(number) => self.endpoint_down(number, dirty),
             Change::NodeAddresses(addresses) => {
-                for address in self.local.symmetric_difference(&addresses) {
+                let moved: BTreeSet<IpAddr> = self.local.symmetric_difference(&addresses).copied().collect();
+                for address in &moved {
                     let _new = dirty.addresses.insert(*address);
                     let claims = self.claims.entry(*address).or_default();
                     claims.local = addresses.contains(address);
@@ -121,8 +142,24 @@ impl Index {
                     }
                 }
                 self.local = addresses;
+                self.addresses_moved(&moved, dirty);
             }
         }
+    }
+
+    /// Whether an address is this node's own.
+    pub(super) fn is_local(&self, address: &IpAddr) -> bool {
+        is_local(&self.claims, &self.node, address)
+    }
+
+    fn slice_changed(&mut self, name: ObjectName, slice: Option<EndpointSlice>, dirty: &mut Dirty) {
+        let here = |address: &IpAddr| is_local(&self.claims, &self.node, address);
+        self.services.slice_changed(name, slice, here, &mut dirty.services);
+    }
+
+    fn addresses_moved(&mut self, moved: &BTreeSet<IpAddr>, dirty: &mut Dirty) {
+        let here = |address: &IpAddr| is_local(&self.claims, &self.node, address);
+        self.services.addresses_moved(moved, here, &mut dirty.services);
     }
 
     fn namespace_changed(&self, name: &str, dirty: &mut Dirty) {
@@ -134,6 +171,8 @@ impl Index {
             return;
         }
         let _new = dirty.pods.insert(name.clone());
+        let here = pod.as_ref().filter(|pod| pod.node == self.node);
+        self.services.pod_changed(&name, here, &mut dirty.services);
         // A new life under an old name starts from nothing.
         if let Some(entry) = self.pods.get(&name) {
             dirty.addresses.extend(&entry.claimed);
@@ -229,7 +268,8 @@ impl Index {
         };
         let old = addresses(self.nodes.get(&name));
         let new = addresses(node.as_ref());
-        for address in old.symmetric_difference(&new) {
+        let moved: BTreeSet<IpAddr> = old.symmetric_difference(&new).copied().collect();
+        for address in &moved {
             let _new = dirty.addresses.insert(*address);
             let claims = self.claims.entry(*address).or_default();
             if !claims.nodes.remove(&name) {
@@ -239,10 +279,14 @@ impl Index {
                 let _none = self.claims.remove(address);
             }
         }
+        let is_own = name == self.node;
         let _old = match node {
             Some(node) => self.nodes.insert(name, node),
             None => self.nodes.remove(&name),
         };
+        if is_own {
+            self.addresses_moved(&moved, dirty);
+        }
     }
 
     fn endpoint_up(&mut self, endpoint: Endpoint, dirty: &mut Dirty) {
@@ -307,6 +351,10 @@ impl Index {
             Some(_) | None => BTreeSet::new(),
         }
     }
+}
+
+fn is_local(claims: &BTreeMap<IpAddr, Claims>, node: &str, address: &IpAddr) -> bool {
+    claims.get(address).is_some_and(|claims| claims.local || claims.nodes.contains(node))
 }
 
 fn selecting(policies: &BTreeMap<ObjectName, Policy>, pod: &Pod) -> BTreeSet<ObjectName> {

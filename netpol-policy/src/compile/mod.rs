@@ -4,7 +4,8 @@
 //! Change ──▶ index ──dirty──▶ plan ─┬▶ sets: policies + own ports of the pod → policy set
 //!            (objects,              ├▶ atoms, cidr: peers that those sets name
 //!             claims,               ├▶ classes: atoms that contain each address
-//!             endpoints)            ├▶ rows: answer of each set for each class
+//!             endpoints,            ├▶ rows: answer of each set for each class
+//!             services)             ├▶ proxied: what proxies rewrite, with its backends on this node
 //!                                   └▶ tables: what differs from the maps ──▶ MapOp, in a safe order
 //! ```
 //!
@@ -32,9 +33,11 @@ pub mod memory;
 mod plan;
 mod population;
 mod ports;
+mod proxied;
 mod quotas;
 mod refusal;
 mod rows;
+mod services;
 mod sets;
 mod tables;
 
@@ -83,6 +86,8 @@ pub enum Change {
     EndpointDown(u32),
     /// The addresses of this node, all of them, as netlink tells.
     NodeAddresses(BTreeSet<IpAddr>),
+    /// Ranges that ClusterIPs are taken from beside those of ServiceCIDRs, all of them.
+    ServiceCidrs(Vec<IpNet>),
 }
 
 /// A local interface with a number.
@@ -289,6 +294,12 @@ pub struct Compiler {
     refused_addresses: BTreeMap<IpAddr, Refusal>,
     /// Prefixes below which rows could not be brought up to date.
     stuck_prefixes: BTreeSet<IpNet>,
+    /// Whose share the rows of Services count to.
+    service_shares: BTreeMap<ServiceKey, String>,
+    refused_services: BTreeMap<ServiceKey, Refusal>,
+    /// Refused by the plan under way and not before.
+    newly_refused_services: Vec<Refusal>,
+    refused_ranges: Vec<Refusal>,
     inherited: Inherited,
     epoch: u32,
     /// State of the plan under way.
@@ -305,7 +316,9 @@ pub struct Compiler {
     epoch_given: bool,
     /// Something was deleted since refusals were last reconsidered.
     room: bool,
-    /// Refusals in force at the end of the last plan.
+    /// Rows of Services were deleted since those that were refused were last reconsidered.
+    service_room: bool,
+    /// Refusals in force at the end of the last plan, those of Services apart.
     reported: Vec<Refusal>,
 }
 
@@ -338,6 +351,10 @@ impl Compiler {
             planned: BTreeMap::new(),
             refused_addresses: BTreeMap::new(),
             stuck_prefixes: BTreeSet::new(),
+            service_shares: BTreeMap::new(),
+            refused_services: BTreeMap::new(),
+            newly_refused_services: Vec::new(),
+            refused_ranges: Vec::new(),
             now_ms: 0,
             fresh_classes: BTreeSet::new(),
             early: BTreeSet::new(),
@@ -345,6 +362,7 @@ impl Compiler {
             trying: false,
             epoch_given: false,
             room: false,
+            service_room: false,
             reported: Vec::new(),
         }
     }
@@ -358,7 +376,8 @@ impl Compiler {
     #[must_use]
     pub fn full(&self) -> Self {
         let mut full = Self::new(&self.index.node, self.capacities, Snapshot::default());
-        let Index { node: _, namespaces, pods, policies, nodes, local, claims: _, endpoints, .. } = &self.index;
+        let Index { node: _, namespaces, pods, policies, nodes, local, claims: _, endpoints, services, .. } =
+            &self.index;
         let objects = namespaces.values().cloned().map(Object::Namespace);
         let objects = objects.chain(nodes.values().cloned().map(Object::Node));
         let objects = objects.chain(policies.values().cloned().map(Object::Policy));
@@ -373,6 +392,11 @@ impl Compiler {
         let objects = objects.chain(pods.values().map(|entry| Object::Pod(entry.pod.clone())));
         objects.map(Change::Upsert).for_each(|change| full.apply(change));
         full.apply(Change::NodeAddresses(local.clone()));
+        let objects = services.services().cloned().map(Object::Service);
+        let objects = objects.chain(services.slices().map(Object::EndpointSlice));
+        let objects = objects.chain(services.service_cidrs().cloned().map(Object::ServiceCidr));
+        objects.map(Change::Upsert).for_each(|change| full.apply(change));
+        full.apply(Change::ServiceCidrs(services.configured()));
         // Readiness is the one thing that depends on what was before.
         for number in endpoints.keys() {
             full.planned.entry(*number).or_default().ready = self.was_ready(*number);
@@ -405,8 +429,12 @@ impl Compiler {
 
     /// Everything that does not fit at present.
     pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
+        self.verdict_refusals().chain(self.refused_services.values())
+    }
+
+    fn verdict_refusals(&self) -> impl Iterator<Item = &Refusal> {
         let endpoints = self.planned.values().flat_map(|planned| &planned.refusals);
-        endpoints.chain(self.refused_addresses.values())
+        endpoints.chain(self.refused_addresses.values()).chain(&self.refused_ranges)
     }
 
     /// Figures for metrics.

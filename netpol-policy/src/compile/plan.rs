@@ -5,7 +5,8 @@
 //! 3. Endpoints that are gone, or whose set had to give way, are denied.
 //! 4. Prefixes and addresses get their classes: one write each, old answer or new. Where only policies changed, both
 //!    classes have the same answers for all sets in use, in any mixture of old and new rows.
-//! 5. Endpoints get their addresses and switches, then their words: set and epoch in one store.
+//! 5. Endpoints get their addresses and switches; what proxies rewrite is brought up to date.
+//! 6. Endpoints get their words: set and epoch in one store.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +34,9 @@ impl Compiler {
             self.reconsider();
             self.plan_endpoints(&mut wanted);
         }
+        if std::mem::take(&mut self.service_room) {
+            self.dirty.services.extend(self.refused_services.keys());
+        }
         if first {
             self.inherit_sets(&wanted.keys().copied().collect());
         }
@@ -40,6 +44,7 @@ impl Compiler {
         if cluster_changed {
             self.check_held();
         }
+        self.plan_services();
         self.set_words();
         let ops = self.emit();
         self.fresh_classes.clear();
@@ -60,6 +65,8 @@ impl Compiler {
         let words = self.tables.words.rows().iter().filter(|(_, word)| word.0 != 0).map(|(endpoint, _)| *endpoint);
         let options = self.tables.options.rows().iter().filter(|(_, options)| options.flags != 0);
         let addresses = self.tables.addresses.rows().keys().map(|key| key.endpoint);
+        self.dirty.services.extend(self.tables.services.rows().keys());
+        self.dirty.service_ranges = true;
         self.dirty.endpoints.extend(words.chain(options.map(|(endpoint, _)| *endpoint)).chain(addresses));
     }
 
@@ -163,6 +170,7 @@ impl Compiler {
             }
         }
         bumped.extend(self.checked_anew());
+        bumped.extend(self.led_elsewhere());
         bumped
     }
 
@@ -219,7 +227,10 @@ impl Compiler {
         let (classes_gone, classes) = tables.classes.changes();
         let (addresses_gone, addresses) = tables.addresses.changes();
         let (_, options) = tables.options.changes();
+        let (services_gone, services) = tables.services.changes();
+        let (ranges_gone, ranges) = tables.service_cidrs.changes();
         let (_, words) = tables.words.changes();
+        self.service_room = !services_gone.is_empty();
         self.room = !rules_gone.is_empty()
             || !ports_gone.is_empty()
             || !digests_gone.is_empty()
@@ -253,21 +264,29 @@ impl Compiler {
         ops.extend(addresses_gone.into_iter().map(MapOp::RemoveAddress));
         ops.extend(addresses.into_iter().map(|(key, ())| MapOp::PutAddress(key)));
         ops.extend(options.into_iter().map(|(endpoint, options)| MapOp::SetOptions { endpoint, options }));
+        ops.extend(services_gone.into_iter().map(MapOp::RemoveService));
+        ops.extend(services.into_iter().map(|(key, row)| MapOp::PutService(key, row)));
+        ops.extend(ranges_gone.into_iter().map(MapOp::RemoveServiceCidr));
+        ops.extend(ranges.into_iter().map(|(range, ())| MapOp::PutServiceCidr(range)));
         ops.extend(words.into_iter().map(set_word));
         ops
     }
 
     fn newly_refused(&mut self) -> Vec<Refusal> {
-        let now: Vec<Refusal> = self.refusals().cloned().collect();
-        let new = now.iter().filter(|refusal| !self.reported.contains(refusal)).cloned().collect();
+        // Services are apart because there can be very many.
+        let now: Vec<Refusal> = self.verdict_refusals().cloned().collect();
+        let mut new: Vec<Refusal> = now.iter().filter(|refusal| !self.reported.contains(refusal)).cloned().collect();
         self.reported = now;
+        new.append(&mut self.newly_refused_services);
         new
     }
 
     fn wake_at(&self) -> Option<u64> {
         let sets = self.sets.values().filter(|set| set.users.is_empty()).filter_map(|set| set.idle_since);
         let idle = sets.chain(self.classes.idle().map(|(_, since)| since)).min().map(|since| since + GRACE_MS);
-        let retry = (self.room && self.refusals().next().is_some()).then_some(self.now_ms + GRACE_MS);
+        let retry = self.room && self.verdict_refusals().next().is_some()
+            || self.service_room && !self.refused_services.is_empty();
+        let retry = retry.then_some(self.now_ms + GRACE_MS);
         [idle, retry, self.inherited.sweep_at].into_iter().flatten().min()
     }
 }

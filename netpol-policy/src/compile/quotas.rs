@@ -31,6 +31,10 @@ pub struct Capacities {
     pub ports: u32,
     /// Allocated ids.
     pub digests: u32,
+    /// Addresses and ports that a proxy rewrites.
+    pub services: u32,
+    /// Ranges of ClusterIPs.
+    pub service_cidrs: u32,
 }
 
 impl Default for Capacities {
@@ -45,6 +49,8 @@ impl Default for Capacities {
             rules: sizes::RULES,
             ports: sizes::PORTS,
             digests: sizes::DIGESTS,
+            services: sizes::SERVICES,
+            service_cidrs: sizes::SERVICE_CIDRS,
         }
     }
 }
@@ -60,10 +66,12 @@ pub(super) enum Counted {
     Rules,
     Ports,
     Digests,
+    Services,
+    ServiceCidrs,
 }
 
 impl Counted {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Addresses,
         Self::Class4,
         Self::Class6,
@@ -72,6 +80,8 @@ impl Counted {
         Self::Rules,
         Self::Ports,
         Self::Digests,
+        Self::Services,
+        Self::ServiceCidrs,
     ];
 
     /// The map's name.
@@ -85,6 +95,8 @@ impl Counted {
             Self::Rules => names::RULES,
             Self::Ports => names::PORTS,
             Self::Digests => names::DIGESTS,
+            Self::Services => names::SERVICES,
+            Self::ServiceCidrs => names::SERVICE_CIDRS,
         }
     }
 
@@ -119,8 +131,20 @@ pub(super) struct Quotas(BTreeMap<Counted, Quota>);
 
 impl Quotas {
     pub(super) fn new(capacities: &Capacities) -> Self {
-        let Capacities { endpoints: _, addresses, class4, class6, cidr4, cidr6, rules, ports, digests } = capacities;
-        let limits = [addresses, class4, class6, cidr4, cidr6, rules, ports, digests];
+        let Capacities {
+            endpoints: _,
+            addresses,
+            class4,
+            class6,
+            cidr4,
+            cidr6,
+            rules,
+            ports,
+            digests,
+            services,
+            service_cidrs,
+        } = capacities;
+        let limits = [addresses, class4, class6, cidr4, cidr6, rules, ports, digests, services, service_cidrs];
         let quota = |limit: &u32| Quota { limit: *limit as usize, ..Quota::default() };
         Self(Counted::ALL.into_iter().zip(limits).map(|(map, limit)| (map, quota(limit))).collect())
     }
@@ -178,9 +202,18 @@ impl Quotas {
         self.verdicts().find(|(_, quota)| quota.over.contains(namespace)).map(|(map, _)| map)
     }
 
-    /// Endpoints' own addresses are apart: too many of those must not keep policies out.
+    /// Endpoints' own addresses and Services are apart: too many of those must not keep policies out.
     fn verdicts(&self) -> impl Iterator<Item = (Counted, &Quota)> {
-        self.0.iter().map(|(map, quota)| (*map, quota)).filter(|(map, _)| *map != Counted::Addresses)
+        self.0.iter().map(|(map, quota)| (*map, quota)).filter(|(map, _)| match map {
+            Counted::Addresses | Counted::Services | Counted::ServiceCidrs => false,
+            Counted::Class4
+            | Counted::Class6
+            | Counted::Cidr4
+            | Counted::Cidr6
+            | Counted::Rules
+            | Counted::Ports
+            | Counted::Digests => true,
+        })
     }
 
     /// Whether one more address of a namespace's endpoint fits.
@@ -188,6 +221,16 @@ impl Quotas {
         self.0.get(&Counted::Addresses).is_some_and(|quota| {
             let share = quota.shares.get(namespace).copied().unwrap_or(0);
             quota.used < quota.limit && (namespace.is_empty() || share < quota.limit / 2)
+        })
+    }
+
+    /// Whether a namespace's row of a Service fits, or may stay if it is there. The last quarter is kept for rows of
+    /// addresses of this node.
+    pub(super) fn has_room_for_service(&self, namespace: &str, is_there: bool, is_at_node: bool) -> bool {
+        self.0.get(&Counted::Services).is_some_and(|quota| {
+            let share = quota.shares.get(namespace).copied().unwrap_or(0);
+            let limit = if is_at_node { quota.limit } else { quota.limit - quota.limit / 4 };
+            (is_there || quota.used < limit) && (namespace.is_empty() || share < quota.limit / 2)
         })
     }
 

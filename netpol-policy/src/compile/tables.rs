@@ -128,6 +128,8 @@ pub(super) struct Tables {
     pub(super) words: Tracked<u32, EndpointWord>,
     pub(super) addresses: Tracked<AddressKey, ()>,
     pub(super) options: Tracked<u32, EndpointOptions>,
+    pub(super) services: Tracked<ServiceKey, ServiceRow>,
+    pub(super) service_cidrs: Tracked<IpNet, ()>,
     pub(super) unclaimed: Unclaimed,
     /// Rows of an earlier agent. Until the sweep what is removed of them only becomes unclaimed again: endpoints may
     /// still use it whose sets are not understood yet.
@@ -147,8 +149,8 @@ impl Tables {
             words,
             addresses,
             options,
-            services: _,
-            service_cidrs: _,
+            services,
+            service_cidrs,
             epoch: _,
         } = snapshot;
         let mut quotas = Quotas::new(capacities);
@@ -157,6 +159,8 @@ impl Tables {
         count(Counted::Ports, ports.len());
         count(Counted::Rules, rules.len());
         count(Counted::Addresses, addresses.len());
+        count(Counted::Services, services.len());
+        count(Counted::ServiceCidrs, service_cidrs.len());
         classes.keys().for_each(|address| count(Counted::classes(*address), 1));
         cidrs.keys().for_each(|prefix| count(Counted::cidrs(*prefix), 1));
         let unclaimed = Unclaimed {
@@ -175,6 +179,8 @@ impl Tables {
             words: Tracked::new(words),
             addresses: Tracked::new(addresses.into_iter().map(|key| (key, ())).collect()),
             options: Tracked::new(options),
+            services: Tracked::new(services),
+            service_cidrs: Tracked::new(service_cidrs.into_iter().map(|range| (range, ())).collect()),
             quotas,
         }
     }
@@ -281,6 +287,30 @@ impl Tables {
     pub(super) fn remove_address(&mut self, key: AddressKey) {
         if self.addresses.remove(&key).is_some() {
             self.quotas.total(Counted::Addresses, false);
+        }
+    }
+
+    pub(super) fn put_service(&mut self, key: ServiceKey, row: ServiceRow) {
+        if self.services.put(key, row).is_none() {
+            self.quotas.total(Counted::Services, true);
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, key: ServiceKey) {
+        if self.services.remove(&key).is_some() {
+            self.quotas.total(Counted::Services, false);
+        }
+    }
+
+    pub(super) fn put_range(&mut self, range: IpNet) {
+        if self.service_cidrs.put(range, ()).is_none() {
+            self.quotas.total(Counted::ServiceCidrs, true);
+        }
+    }
+
+    pub(super) fn remove_range(&mut self, range: IpNet) {
+        if self.service_cidrs.remove(&range).is_some() {
+            self.quotas.total(Counted::ServiceCidrs, false);
         }
     }
 

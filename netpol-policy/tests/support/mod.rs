@@ -162,8 +162,8 @@ impl Meaning {
             words,
             addresses,
             options,
-            services: _,
-            service_cidrs: _,
+            services,
+            service_cidrs,
             epoch: _,
         } = tables.snapshot();
         let mut meaning = BTreeMap::new();
@@ -208,6 +208,12 @@ impl Meaning {
         }
         for (endpoint, options) in options.iter().filter(|(_, options)| options.flags != 0) {
             put(format!("options {endpoint}"), options.flags.to_string());
+        }
+        for (key, row) in services {
+            put(format!("service {key:?}"), format!("{row:?}"));
+        }
+        for range in service_cidrs {
+            put(format!("service range {range}"), String::new());
         }
         Self(meaning)
     }

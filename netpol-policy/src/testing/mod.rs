@@ -4,6 +4,8 @@
 //! other far more often than real ones do. The generator is seeded and has no other source of chance: a failing case is
 //! named by its seed.
 
+mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -123,6 +125,9 @@ impl World {
         for _ in 0..1 + world.random.below(6) {
             let _change = world.upsert_policy();
         }
+        for _ in 0..world.random.below(12) {
+            let _change = world.change_services();
+        }
         let local: Vec<ObjectName> =
             world.cluster.pods.values().filter(|pod| pod.node == NODE).map(|pod| pod.name.clone()).collect();
         for name in local {
@@ -134,11 +139,14 @@ impl World {
     /// The changes that make the world from nothing, in the order of their kinds.
     #[must_use]
     pub fn everything(&self) -> Vec<Change> {
-        let Cluster { namespaces, pods, policies, nodes, services: _, slices: _, service_cidrs: _ } = &self.cluster;
+        let Cluster { namespaces, pods, policies, nodes, services, slices, service_cidrs } = &self.cluster;
         let objects = namespaces.values().cloned().map(Object::Namespace);
         let objects = objects.chain(pods.values().cloned().map(Object::Pod));
         let objects = objects.chain(policies.values().cloned().map(Object::Policy));
         let objects = objects.chain(nodes.values().cloned().map(Object::Node));
+        let objects = objects.chain(services.values().cloned().map(Object::Service));
+        let objects = objects.chain(slices.values().cloned().map(Object::EndpointSlice));
+        let objects = objects.chain(service_cidrs.values().cloned().map(Object::ServiceCidr));
         let changes = objects.map(Change::Upsert);
         let changes = changes.chain(self.endpoints.values().cloned().map(Change::EndpointUp));
         changes.chain([Change::NodeAddresses(self.local.clone())]).collect()
@@ -147,7 +155,8 @@ impl World {
     /// Changes one thing.
     pub fn step(&mut self) -> Change {
         match self.random.below(100) {
-            0..30 => self.upsert_policy(),
+            0..18 => self.upsert_policy(),
+            18..30 => self.change_services(),
             30..40 => self.remove_policy(),
             40..62 => self.upsert_pod(),
             62..68 => self.remove_pod(),
@@ -313,7 +322,7 @@ impl World {
             phase: if finished { Phase::Finished } else { Phase::Live },
             addresses,
             ports,
-            host_ports: Vec::new(),
+            host_ports: self.host_ports(host_network),
             address_check_off: self.random.chance(5),
             started: None,
         };
