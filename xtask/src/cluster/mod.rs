@@ -5,6 +5,7 @@
 //! is ready; they go on by themselves. [`state`] keeps what `down` needs to end them, and [`recipe`] says what the
 //! binaries and images are built from.
 
+pub(crate) mod access;
 mod capabilities;
 mod cgroups;
 pub(crate) mod client;
@@ -14,6 +15,7 @@ pub(crate) mod images;
 mod machine;
 mod network;
 mod nodes;
+pub(crate) mod outside;
 pub(crate) mod recipe;
 mod state;
 mod up;
@@ -110,6 +112,13 @@ pub(crate) enum Families {
     Ipv6,
     /// Both
     Dual,
+}
+
+impl Options {
+    /// What `up` does unless it is told otherwise, with these families.
+    fn of(families: Families) -> Self {
+        Self { nodes: 3, backend: Backend::Vxlan, proxy: Proxy::Nftables, families }
+    }
 }
 
 impl fmt::Display for Options {
@@ -233,6 +242,12 @@ mod tests {
     struct Line {
         #[command(flatten)]
         options: Options,
+    }
+
+    #[test]
+    fn other_commands_start_the_cluster_that_up_starts() {
+        let line = Line::parse_from(["up", "--families", "dual"]);
+        assert_eq!(Options::of(Families::Dual), line.options);
     }
 
     #[test]

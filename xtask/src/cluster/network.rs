@@ -15,7 +15,11 @@ use super::state::Machine;
 /// Which node of the control plane's network a machine is: the control plane itself.
 pub(super) const CONTROL_PLANE: usize = 0;
 
-const BRIDGE: &str = "underlay";
+/// The same number for the hosts outside; nodes' numbers are below.
+pub(super) const OUTSIDE: usize = 250;
+
+/// The bridge that is the underlay.
+pub(super) const BRIDGE: &str = "underlay";
 
 /// Pods' addresses of all nodes; each node's part has 256 in IPv4, and a /64 in IPv6.
 const POD_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/56"];
@@ -34,12 +38,18 @@ impl Families {
         }
     }
 
-    pub(super) fn pod_cidrs(self) -> String {
+    /// The pods' addresses, as flags of daemons take them.
+    pub(crate) fn pod_cidrs(self) -> String {
         self.of(POD_CIDRS).join(",")
     }
 
     pub(super) fn service_cidrs(self) -> String {
         self.of(SERVICE_CIDRS).join(",")
+    }
+
+    /// The ranges of pods and of Services.
+    pub(super) fn ranges(self) -> Vec<&'static str> {
+        [self.of(POD_CIDRS), self.of(SERVICE_CIDRS)].concat()
     }
 
     /// Where pods reach the API server.
@@ -48,7 +58,7 @@ impl Families {
     }
 
     /// The network configuration of Flannel, but for its backend.
-    pub(super) fn flannel(self) -> serde_json::Value {
+    pub(crate) fn flannel(self) -> serde_json::Value {
         let [four, six] = POD_CIDRS;
         let (has_four, has_six) = (self != Self::Ipv6, self != Self::Ipv4);
         let mut config = serde_json::json!({ "EnableIPv4": has_four, "EnableIPv6": has_six });
@@ -72,7 +82,7 @@ impl Families {
 }
 
 /// How long the prefix of the underlay is.
-fn prefix(address: IpAddr) -> u8 {
+pub(super) fn prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
 }
 
@@ -138,7 +148,7 @@ fn prepare(place: &Place) -> Result<()> {
 }
 
 /// Gives lines to `ip -batch` in a place.
-fn ip(place: &Place, lines: &[String]) -> Result<()> {
+pub(super) fn ip(place: &Place, lines: &[String]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     place.prepare(&mut command)?;

@@ -169,7 +169,8 @@ pub(super) fn kubectl(state: &State, arguments: &[&str]) -> Result<String> {
     process::output(admin(state)?.args(arguments))
 }
 
-fn admin(state: &State) -> Result<std::process::Command> {
+/// kubectl as the administrator; it ends with the thread that starts it.
+pub(super) fn admin(state: &State) -> Result<std::process::Command> {
     let mut command = process::command(installation::Installation::find()?.component("kubectl")?);
     command.arg("--kubeconfig").arg(state.kubeconfig("admin"));
     // A user's own preferences and discovery cache have no place here.

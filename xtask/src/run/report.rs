@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
+use netpol_policy::model::{ObjectName, Pod};
 use netpol_testbed::agent::Dropped;
 use netpol_testbed::node::BRIDGE;
 use netpol_testbed::probe::Outcome;
 use netpol_testbed::sandbox::cells::{Cell, End, Port, declared_ports};
+use netpol_testbed::sandbox::stand_ins::StandIns;
 use netpol_testbed::sandbox::{Answered, Sandbox};
 use serde_json::{Value, json};
 
@@ -15,38 +18,58 @@ use super::matrix;
 /// Lines of changes that are printed one by one.
 const CHANGES: usize = 200;
 
-/// What runs where.
+/// What runs where in the sandbox.
 pub(super) fn set_up(sandbox: &Sandbox) -> String {
-    let mut text = String::new();
     let node = sandbox.node();
     let cluster = sandbox.cluster();
-    let list =
-        |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let pods = cluster.pods.values().filter(|pod| !pod.addresses.is_empty());
+    format!(
+        "node {}: {}; bridge {BRIDGE}: {}\n  {}\n{}",
+        node.name(),
+        list(&node.addresses()),
+        list(&node.gateways()),
+        node.shell(),
+        inventory(pods, sandbox.hosts(), cluster.policies.keys())
+    )
+}
+
+/// Pods, hosts outside, policies.
+pub(super) fn inventory<'a>(
+    pods: impl Iterator<Item = &'a Pod>,
+    hosts: &StandIns,
+    policies: impl Iterator<Item = &'a ObjectName>,
+) -> String {
+    let mut text = String::new();
     // Writing to a String does not fail.
     let mut line = |line: String| {
         let _ = writeln!(text, "{}", line.trim_end());
     };
-    line(format!("node {}: {}; bridge {BRIDGE}: {}", node.name(), list(&node.addresses()), list(&node.gateways())));
-    line(format!("  {}", node.shell()));
-    let pods: Vec<_> = cluster.pods.values().filter(|pod| !pod.addresses.is_empty()).collect();
+    let pods: Vec<&Pod> = pods.collect();
+    // On one node the node goes without saying.
+    let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
     line(format!("{} pods", pods.len()));
     let width = pods.iter().map(|pod| pod.name.to_string().len()).max().unwrap_or(0);
     for pod in pods {
         let ports = declared_ports(pod).iter().map(Port::to_string).collect::<Vec<_>>().join(", ");
         let name = pod.name.to_string();
-        line(format!("  {name:<width$}  {:<30}  {ports}", list(&pod.addresses)));
+        let node = if nodes.len() > 1 { format!("{}  ", pod.node) } else { String::new() };
+        line(format!("  {name:<width$}  {node}{:<30}  {ports}", list(&pod.addresses)));
     }
-    let hosts = &sandbox.hosts().hosts;
-    line(format!("{} outside hosts", hosts.len()));
-    for (address, stands_for) in hosts {
+    line(format!("{} outside hosts", hosts.hosts.len()));
+    for (address, stands_for) in &hosts.hosts {
         line(format!("  {:<width$}  {}", address.to_string(), stands_for.join(", ")));
     }
-    line(format!("{} policies", cluster.policies.len()));
-    for name in cluster.policies.keys() {
+    let policies: Vec<&ObjectName> = policies.collect();
+    line(format!("{} policies", policies.len()));
+    for name in policies {
         line(format!("  {name}"));
     }
     line(String::new());
     text
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The matrix, and how far it is as the policies say.
@@ -135,6 +158,11 @@ pub(super) fn dropped(dropped: &[Dropped]) -> String {
     text
 }
 
+/// The drop counters of the agents of many nodes.
+pub(super) fn dropped_by_node(drops: &BTreeMap<String, Vec<Dropped>>) -> String {
+    drops.iter().map(|(node, drops)| format!("{node}: {}", dropped(drops))).collect()
+}
+
 fn family(cell: &Cell) -> &'static str {
     if cell.destination.is_ipv4() { "IPv4" } else { "IPv6" }
 }
@@ -182,7 +210,7 @@ pub(super) fn json(cells: &[Answered], dropped: &[Dropped]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use netpol_policy::model::{ObjectName, Protocol};
+    use netpol_policy::model::Protocol;
 
     use super::*;
 

@@ -43,14 +43,14 @@ impl Run {
             bail!("{}: no connection can be tried: no pod declares a port", self.manifests.display());
         }
         sandbox.publish(Policies::Withheld)?;
-        self.say(|| report::set_up(&sandbox));
+        self.output.say(|| report::set_up(&sandbox));
         eprintln!("run: set up in {:.1} s", begin.elapsed().as_secs_f64());
         let connected = Instant::now();
         let number = sandbox.baseline()?;
         eprintln!("run: without policies all {number} connections work ({:.1} s)", connected.elapsed().as_secs_f64());
         sandbox.publish(Policies::InForce)?;
         let mut cells = self.observe(&sandbox)?;
-        self.say(|| report::matrix(&cells));
+        self.output.say(|| report::matrix(&cells));
         self.tell_drops(&mut sandbox, &cells)?;
         if !self.once {
             eprintln!("run: watching {}; Ctrl-C removes every trace", self.manifests.display());
@@ -82,7 +82,7 @@ impl Run {
                 Err(error) if error.is::<interrupt::Interrupted>() => return Ok(()),
                 new => new?,
             };
-            self.say(|| report::changes(cells, &new));
+            self.output.say(|| report::changes(cells, &new));
             *cells = new;
         }
         Ok(())
@@ -102,14 +102,6 @@ impl Run {
             Output::Json => println!("{}", report::json(cells, &dropped)),
         }
         Ok(())
-    }
-
-    /// Prints for people, if a person reads standard output.
-    fn say(&self, text: impl FnOnce() -> String) {
-        match self.output {
-            Output::Text => print!("{}", text()),
-            Output::Json => {}
-        }
     }
 }
 
