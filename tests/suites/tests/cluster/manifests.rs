@@ -25,15 +25,21 @@ fn installed() -> ControlPlane {
     control_plane
 }
 
-/// The pod that the DaemonSet controller would create on a node.
+/// The pod that the DaemonSet controller would create of the agent on a node.
 fn pod_of_the_daemon_set(admin: &Client) -> Value {
-    let daemon_set = admin.get("/apis/apps/v1/namespaces/netpol-agent/daemonsets/netpol-agent").unwrap();
+    pod_of(admin, "netpol-agent", "netpol-agent")
+}
+
+/// The pod that the DaemonSet controller would create on a node.
+fn pod_of(admin: &Client, namespace: &str, daemon_set: &str) -> Value {
+    let name = format!("{daemon_set}-abcde");
+    let daemon_set = admin.get(&format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{daemon_set}")).unwrap();
     let template = &daemon_set["spec"]["template"];
     let mut spec = template["spec"].clone();
     spec["nodeName"] = json!("node-1");
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "name": "netpol-agent-abcde", "labels": template["metadata"]["labels"] },
+        "metadata": { "name": name, "labels": template["metadata"]["labels"] },
         "spec": spec,
     })
 }
@@ -164,6 +170,22 @@ fn the_overlay_for_kind_never_pulls_the_image() {
     control_plane.admin().apply_kustomization(&overlay("kind")).unwrap();
     let pod = pod_of_the_daemon_set(control_plane.admin());
     assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], "Never");
+}
+
+#[test]
+fn flannel_for_kind_is_accepted_with_strict_validation_and_its_pod_is_admitted() {
+    let control_plane = ControlPlane::start(Options::default()).unwrap();
+    let admin = control_plane.admin();
+    admin.apply(&std::fs::read_to_string(overlay("kind").join("flannel.yaml")).unwrap()).unwrap();
+    actors::register_node(admin, "node-1", &["192.0.2.1".parse().unwrap()]).unwrap();
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } });
+    admin.create("/api/v1/namespaces/kube-flannel/serviceaccounts", &account).unwrap();
+    let pod = pod_of(admin, "kube-flannel", "flannel");
+    admin.create("/api/v1/namespaces/kube-flannel/pods?fieldValidation=Strict", &pod).unwrap();
+    // As in the cluster in namespaces: what the daemon reads, and the annotations of nodes that it writes.
+    let flannel = control_plane.service_account("kube-flannel", "flannel", None).unwrap();
+    assert!(flannel.may("watch", "nodes").unwrap() && flannel.may("patch", "nodes/status").unwrap());
+    assert!(!flannel.may("patch", "nodes").unwrap() && !flannel.may("list", "pods").unwrap());
 }
 
 #[test]

@@ -34,7 +34,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Why there can be no kind cluster on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
-    Kind,
+    Program(&'static str),
     Engine,
     Answer(&'static str),
 }
@@ -42,21 +42,21 @@ enum Lack {
 impl std::fmt::Display for Lack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Kind => f.write_str("kind is not on the PATH"),
+            Self::Program(name) => write!(f, "{name} is not on the PATH"),
             Self::Engine => write!(f, "no container engine is on the PATH (looked for {})", ENGINES.join(", ")),
             Self::Answer(engine) => write!(f, "`{engine} info` fails: its daemon does not run, or does not answer"),
         }
     }
 }
 
-/// The engine, if kind is there too and the engine answers.
+/// The engine, if kind and kubectl are there too and the engine answers.
 fn engine() -> Result<&'static str, Lack> {
     choose(|program| process::find(program).is_some(), answers)
 }
 
 fn choose(is_there: impl Fn(&str) -> bool, answers: impl Fn(&str) -> bool) -> Result<&'static str, Lack> {
-    if !is_there("kind") {
-        return Err(Lack::Kind);
+    if let Some(missing) = ["kind", "kubectl"].into_iter().find(|program| !is_there(program)) {
+        return Err(Lack::Program(missing));
     }
     let mut there = ENGINES.into_iter().filter(|engine| is_there(engine)).peekable();
     let first = *there.peek().ok_or(Lack::Engine)?;
@@ -214,11 +214,13 @@ mod tests {
     #[test]
     fn kind_is_chosen_only_if_it_is_there_and_an_engine_answers() {
         let there = |all: &'static [&'static str]| move |program: &str| all.contains(&program);
-        assert_eq!(choose(there(&["docker"]), |_| true), Err(Lack::Kind));
-        assert_eq!(choose(there(&["kind"]), |_| true), Err(Lack::Engine));
-        assert_eq!(choose(there(&["kind", "docker"]), |_| false), Err(Lack::Answer("docker")));
-        assert_eq!(choose(there(&["kind", "docker"]), |_| true), Ok("docker"));
-        let of_two = choose(there(&["kind", "docker", "podman"]), |engine| engine == "podman");
+        assert_eq!(choose(there(&["docker"]), |_| true), Err(Lack::Program("kind")));
+        assert_eq!(choose(there(&["kind", "docker"]), |_| true), Err(Lack::Program("kubectl")));
+        assert_eq!(choose(there(&["kind", "kubectl"]), |_| true), Err(Lack::Engine));
+        let all = there(&["kind", "kubectl", "docker"]);
+        assert_eq!(choose(all, |_| false), Err(Lack::Answer("docker")));
+        assert_eq!(choose(all, |_| true), Ok("docker"));
+        let of_two = choose(there(&["kind", "kubectl", "docker", "podman"]), |engine| engine == "podman");
         assert_eq!(of_two, Ok("podman"));
     }
 
