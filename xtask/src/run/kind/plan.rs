@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::config;
 use crate::cluster::Families;
 use crate::process;
+use crate::run::live::api::resources;
 
 /// The cluster's name.
 pub(super) const CLUSTER: &str = "netpol";
@@ -111,7 +112,7 @@ impl Plan {
             kubectl(&["apply", "--server-side", "--kustomize", config::FOLDER]),
             kubectl(&["get", "daemonset", "netpol-agent", "--namespace=netpol-agent", "--output=json"]),
             kubectl(&["apply", "--server-side", "--filename=-"]),
-            kubectl(&["get", "namespaces,nodes,pods,services,networkpolicies.networking.k8s.io", "--all-namespaces"]),
+            kubectl(&["get", &resources(), "--all-namespaces", "--output=json"]),
         ];
 
         let mut end = vec![kind(&["delete", "cluster", "--name", CLUSTER, "--kubeconfig", &text_of_kubeconfig])];

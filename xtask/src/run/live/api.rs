@@ -17,8 +17,19 @@ use super::objects::{self, Key, MARK};
 /// Whose the fields are that `run` applies.
 const MANAGER: &str = "--field-manager=netpol-run";
 
-/// The kinds that decide verdicts, for `kubectl get`.
-const KINDS: &str = "namespaces,nodes,pods,services,networkpolicies.networking.k8s.io";
+/// What `kubectl get` calls the kinds that decide verdicts.
+pub(in crate::run) fn resources() -> String {
+    let resource = |kind: Kind| match kind {
+        Kind::Namespace => "namespaces",
+        Kind::Pod => "pods",
+        Kind::Policy => "networkpolicies.networking.k8s.io",
+        Kind::Service => "services",
+        Kind::Node => "nodes",
+        Kind::EndpointSlice => "endpointslices.discovery.k8s.io",
+        Kind::ServiceCidr => "servicecidrs.networking.k8s.io",
+    };
+    Kind::ALL.map(resource).join(",")
+}
 
 /// What the API server shows.
 pub(super) struct Snapshot {
@@ -38,7 +49,7 @@ pub(super) struct Made<'a> {
 impl Snapshot {
     /// Asks.
     pub(super) fn take(site: &dyn Site) -> Result<Self> {
-        let text = kubectl(site, &["get", KINDS, "--all-namespaces", "--output=json"])?;
+        let text = kubectl(site, &["get", &resources(), "--all-namespaces", "--output=json"])?;
         let listed: Value = serde_json::from_str(&text).context("kubectl get")?;
         let objects = listed["items"].as_array().cloned().context("kubectl get: no items")?;
         let mut contents = Contents::default();

@@ -6,7 +6,7 @@
 //! ([`agents`]), and has connections probed. The policies that count are those that the API server shows.
 
 mod agents;
-mod api;
+pub(super) mod api;
 mod objects;
 mod pods;
 mod world;

@@ -45,44 +45,61 @@ pub(super) fn wanted(manifests: &[Value]) -> Wanted {
         refused: rejected.into_iter().map(|(index, rejected)| (Some(index), rejected)).collect(),
         ..Wanted::default()
     };
+    let written: BTreeMap<Key, Value> = manifests.iter().cloned().flat_map(decode::flatten).filter_map(keyed).collect();
     for value in objects {
         match decode::object(&value) {
             Err(rejected) => wanted.refused.push((None, rejected)),
-            Ok(object) => wanted.add(&object, value),
+            Ok(object) => wanted.add(&object, value, &written),
         }
     }
     wanted
 }
 
+fn keyed(value: Value) -> Option<(Key, Value)> {
+    let object = decode::object(&value).ok()?;
+    Some(((object.kind(), object.name()), value))
+}
+
 impl Wanted {
-    fn add(&mut self, object: &Object, value: Value) {
-        let spec = match object {
-            Object::Node(node) => {
-                self.left_out.push(format!("Node {}: the cluster has its own", node.name));
+    /// Adds an object as it is to be applied. `written` are the manifests: what a sandbox adds to Services and makes for
+    /// them is the work of controllers.
+    fn add(&mut self, object: &Object, value: Value, written: &BTreeMap<Key, Value>) {
+        let key = (object.kind(), object.name());
+        let mut applied = match object {
+            Object::Node(_) | Object::ServiceCidr(_) => {
+                self.left_out.push(format!("{} {}: the cluster has its own", key.0, key.1.name));
                 return;
             }
             Object::Pod(pod) if pod.phase == Phase::Finished => {
                 self.left_out.push(format!("Pod {}: no real pod begins by having ended", pod.name));
                 return;
             }
-            Object::Pod(_) => Some(sleeping(&value["spec"])),
-            Object::Namespace(_) => None,
-            Object::Policy(_) | Object::Service(_) => value.get("spec").cloned(),
+            Object::Pod(_) => json!({ "metadata": value["metadata"], "spec": sleeping(&value["spec"]) }),
+            Object::Namespace(_) => json!({ "metadata": value["metadata"] }),
+            Object::Policy(_) | Object::Service(_) | Object::EndpointSlice(_) => match written.get(&key) {
+                Some(written) => written.clone(),
+                None => return,
+            },
         };
-        let (kind, name) = (object.kind(), object.name());
         let mut metadata = Map::new();
-        for field in ["name", "namespace", "labels", "annotations"] {
-            if let Some(given) = value["metadata"].get(field).filter(|given| !given.is_null()) {
+        for field in ["labels", "annotations"] {
+            if let Some(given) = applied["metadata"].get(field).filter(|given| !given.is_null()) {
                 metadata.insert(field.to_owned(), given.clone());
             }
         }
+        metadata.insert("name".to_owned(), json!(key.1.name));
+        if key.0.is_namespaced() {
+            metadata.insert("namespace".to_owned(), json!(key.1.namespace));
+        }
         let mut metadata = Value::Object(metadata);
         metadata["annotations"][MARK] = json!("");
-        let mut applied = json!({ "apiVersion": kind.api_version(), "kind": kind.name(), "metadata": metadata });
-        if let Some(spec) = spec {
-            applied["spec"] = spec;
+        applied["metadata"] = metadata;
+        applied["apiVersion"] = json!(key.0.api_version());
+        applied["kind"] = json!(key.0.name());
+        if let Some(members) = applied.as_object_mut() {
+            members.remove("status");
         }
-        self.objects.insert((kind, name), applied);
+        self.objects.insert(key, applied);
     }
 }
 
@@ -254,6 +271,19 @@ mod tests {
         labelled["spec"]["template"]["metadata"]["labels"]["tier"] = json!("front");
         let Changes { delete, apply } = changes(&before, &wanted(&[labelled]).objects);
         assert_eq!((delete.len(), apply.len()), (0, 2));
+    }
+
+    #[test]
+    fn services_are_applied_as_they_are_written() {
+        let spec = json!({ "selector": { "app": "web" }, "ports": [{ "port": 80 }] });
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "namespace": "shop", "name": "web", "uid": "u" },
+            "spec": spec, "status": {},
+        });
+        let Wanted { objects, .. } = wanted(std::slice::from_ref(&service));
+        let applied = &objects[&(Kind::Service, ObjectName::new("shop", "web"))];
+        assert_eq!(applied["spec"], spec);
+        assert!(applied.get("status").is_none() && applied["metadata"].get("uid").is_none());
     }
 
     #[test]
