@@ -17,6 +17,10 @@ use crate::pod::{self, Pod, PodSpec};
 /// The pod bridge.
 pub const BRIDGE: &str = "cni0";
 
+/// The bridge's hardware address: given, as the bridge plugin does it. A bridge without one of its own takes the lowest
+/// of its ports', and when that comes or goes, pods go on sending to one that is nobody's.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
+
 /// Pods and bridge: Ethernet's 1500 bytes less what VXLAN takes, as Flannel sets it.
 pub(crate) const MTU: u32 = 1450;
 
@@ -74,7 +78,10 @@ impl Node {
         ])?;
         filter_bridged(&network)?;
         let place = network.place();
-        let mut lines = vec![format!("link add {BRIDGE} mtu {MTU} type bridge"), format!("link set {BRIDGE} up")];
+        let mut lines = vec![
+            format!("link add {BRIDGE} address {BRIDGE_MAC} mtu {MTU} type bridge"),
+            format!("link set {BRIDGE} up"),
+        ];
         for block in &options.pod_cidrs {
             lines.push(format!("addr add {}/{} dev {BRIDGE} nodad", gateway(block), block.prefix_len()));
         }
