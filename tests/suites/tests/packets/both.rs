@@ -9,7 +9,7 @@ use netpol_common::abi::{
 };
 use netpol_common::decide::{Hook, Scratch, judge, judge_leaving};
 use netpol_common::parse::FromNetworkHeader;
-use netpol_common::tables::FlowTable;
+use netpol_common::tables::{FlowTable, Tables as _};
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_policy::compile::memory::MemoryTables;
@@ -17,8 +17,9 @@ use netpol_suites::programs::{Arrival, IFINDEX, Judged, Programs, program};
 
 pub(crate) const ENDPOINT: u32 = 3;
 pub(crate) const SET: u32 = 20;
-/// Another pod of this node.
+/// Another pod of this node, and its policy set.
 pub(crate) const SENDER: u32 = 8;
+pub(crate) const SENDER_SET: u32 = 21;
 /// Where the stamp begins in a mark.
 pub(crate) const MARK_SHIFT: u32 = 16;
 pub(crate) const POD: [u8; 4] = [10, 244, 0, 5];
@@ -32,6 +33,10 @@ pub(crate) const PEER_CLASS: u32 = 5;
 pub(crate) const IFINDEX_OF_POD: u32 = IFINDEX;
 /// A device that packets come in by.
 pub(crate) const UPLINK: u32 = 2;
+/// The pod bridge.
+pub(crate) const BRIDGE: u32 = 4;
+/// The veth of [`SENDER`].
+pub(crate) const SENDER_VETH: u32 = 5;
 
 /// The two sides that must agree.
 pub(crate) struct Both {
@@ -99,9 +104,34 @@ impl Both {
         self.memory.apply(&op);
     }
 
+    /// The pod bridge, and another pod whose set has no rows.
+    pub(crate) fn add_sender(&mut self) {
+        self.add_device(BRIDGE, InterfaceRow { endpoint: 0, flags: interface_flags::POD_BRIDGE });
+        self.add_device(SENDER_VETH, InterfaceRow { endpoint: SENDER, flags: interface_flags::POD_VETH });
+        self.apply(MapOp::SetWord { endpoint: SENDER, word: EndpointWord::new(SENDER_SET, 9) });
+    }
+
+    pub(crate) fn add_device(&mut self, ifindex: u32, row: InterfaceRow) {
+        self.kernel.set_device(ifindex, row).unwrap();
+        let _old = self.memory.interfaces.insert(ifindex, row);
+    }
+
     /// Allows a class and protocol; no ports are all ports.
     pub(crate) fn allow(&mut self, direction: Direction, class: u32, protocol: u8, rule: u32, ports: &[u16]) {
-        let key = RuleKey { set: SET, class, direction: direction as u8, protocol, pad: 0 };
+        self.allow_in(SET, direction, class, protocol, rule, ports);
+    }
+
+    /// The same in any policy set.
+    pub(crate) fn allow_in(
+        &mut self,
+        set: u32,
+        direction: Direction,
+        class: u32,
+        protocol: u8,
+        rule: u32,
+        ports: &[u16],
+    ) {
+        let key = RuleKey { set, class, direction: direction as u8, protocol, pad: 0 };
         let row = if ports.is_empty() {
             RuleRow { action: rule_action::ALLOW, port_set: 0, rule }
         } else {
@@ -200,6 +230,9 @@ impl Both {
             let memory = self.memory.flows(table).into_iter();
             let memory: Vec<_> = memory.map(|(key, row)| (key, FlowRow { last_seen: 0, ..row })).collect();
             assert_eq!(self.kernel.flows(name).unwrap(), memory, "{name}");
+        }
+        for (key, row) in self.kernel.decided().unwrap() {
+            assert_eq!(self.memory.decided(&key), Some(row), "{key:?}");
         }
     }
 }

@@ -2,14 +2,22 @@
 
 use std::net::IpAddr;
 
-use netpol_common::abi::{Direction, EndpointWord, PROTOCOL_ANY};
+use ipnet::IpNet;
+use netpol_common::abi::{
+    Direction, EndpointWord, InterfaceRow, LocalBackend, PROTOCOL_ANY, ServiceKey, ServiceRow, Settings,
+    interface_flags, mapped, programs, setting_flags, stamp,
+};
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::{Capacities, Compiler, MapOp, Snapshot};
 use netpol_policy::oracle;
 use netpol_policy::testing::{NODE, Random, World};
 use netpol_suites::frames::{self, ipv4, ipv6};
+use netpol_suites::programs::Arrival;
 
-use super::both::{Both, ENDPOINT, IFINDEX_OF_POD, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER, UPLINK, bytes};
+use super::both::{
+    BRIDGE, Both, ENDPOINT, IFINDEX_OF_POD, MARK_SHIFT, NODE as NODE_ADDRESS, PEER, PEER_CLASS, PEER6, POD, POD6,
+    SENDER, SENDER_SET, SENDER_VETH, SET, STRANGER, UPLINK, bytes,
+};
 
 /// Source ports that no generated policy names, so that no flow looks like the reply of another.
 const FIRST_SOURCE_PORT: u16 = 20_000;
@@ -20,9 +28,25 @@ fn cases(default: u64) -> u64 {
     std::env::var("NETPOL_PROPERTY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default)
 }
 
+/// Addresses that no generated world uses: a Service may lead anywhere.
+const SERVICE: [u8; 4] = [198, 18, 77, 9];
+const SERVICE6: [u8; 16] = [0xfd, 0xff, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+
+/// Sends a packet, and if the pod's veth defers it, lets the packet that a proxy has made of it leave the node.
+fn send(both: &mut Both, asked: &[u8], rewritten: &[u8]) -> Reason {
+    let arrival = Arrival { ingress_ifindex: IFINDEX_OF_POD, mark: 0 };
+    let (reason, judged) = both.judge_as(programs::POD_EGRESS, asked, arrival);
+    let state = stamp::state(stamp::of_mark(judged.mark, MARK_SHIFT));
+    if !judged.passed || state == stamp::JUDGED {
+        return reason;
+    }
+    let arrival = Arrival { ingress_ifindex: BRIDGE, mark: judged.mark };
+    both.judge_as(programs::HOST_EGRESS, rewritten, arrival).0
+}
+
 #[test]
 fn the_api_text_the_verdict_function_and_the_programs_agree() {
-    let (mut cells, mut allowed) = (0_u64, 0_u64);
+    let (mut cells, mut allowed, mut through_services) = (0_u64, 0_u64, 0_u64);
     for seed in 0..cases(8) {
         let world = World::new(seed);
         let mut both = Both::pending();
@@ -31,6 +55,10 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
         let plan = compiler.plan(1);
         for op in plan.ops {
             both.apply(op);
+        }
+        both.add_device(BRIDGE, InterfaceRow { endpoint: 0, flags: interface_flags::POD_BRIDGE });
+        for (address, length) in [(IpAddr::from(SERVICE), 24), (IpAddr::from(SERVICE6), 112)] {
+            both.apply(MapOp::PutServiceCidr(IpNet::new(address, length).unwrap().trunc()));
         }
         let mut source_port = FIRST_SOURCE_PORT;
         for (number, endpoint) in &world.endpoints {
@@ -56,7 +84,11 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
                             if port.is_none() {
                                 both.forget_flows();
                             }
-                            let reason = both.judge(direction, &frame, UPLINK);
+                            let reason = match direction {
+                                Direction::Ingress => both.judge(direction, &frame, UPLINK),
+                                // Nobody has rewritten the destination: what was deferred is judged by the same one.
+                                Direction::Egress => send(&mut both, &frame, &frame),
+                            };
                             if !matches!(reason, Reason::Passed | Reason::NoRule) {
                                 continue;
                             }
@@ -68,13 +100,28 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
                             );
                             cells += 1;
                             allowed += u64::from(expected);
+                            let service = if own.is_ipv4() { SERVICE.into() } else { SERVICE6.into() };
+                            if direction == Direction::Egress
+                                && port.is_some()
+                                && let Some(asked) = frames::ip(source, service, protocol, &payload)
+                            {
+                                let reason = send(&mut both, &asked, &frame);
+                                assert_eq!(
+                                    reason == Reason::Passed,
+                                    expected,
+                                    "seed {seed}: {source} to {destination}"
+                                );
+                                through_services += 1;
+                            }
                         }
                     }
                 }
             }
         }
     }
-    println!("{cells} cells agree three ways, {allowed} of them allowed");
+    println!(
+        "{cells} cells agree three ways, {allowed} of them allowed; {through_services} again through a Service's address"
+    );
     let number = usize::try_from(cells).expect("a number of cells");
     netpol_suites::cells::report("packets-three-ways", "dual", "-", number, 0).expect("the cells are told");
     assert!(allowed > 0 && allowed < cells);
@@ -82,7 +129,7 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
 
 /// One of a few addresses, ports and kinds, so that packets meet each other's flows.
 fn packet(random: &mut Random, direction: Direction) -> Vec<u8> {
-    let peers = [PEER, STRANGER, super::both::NODE];
+    let peers = [PEER, STRANGER, NODE_ADDRESS];
     let peer = *random.pick(&peers);
     let peer_port = *random.pick(&[4000, 80, 8472, 0]);
     let pod_port = *random.pick(&[80, 443, 0]);
@@ -164,6 +211,87 @@ fn the_programs_and_the_verdict_function_remember_alike() {
         packets += both.packets;
     }
     println!("{packets} packets, {passed} of them passed, no difference");
+    assert!(passed > 0 && passed < packets);
+}
+
+/// A service, a backend of it on this node, or none.
+fn service(random: &mut Random) -> MapOp {
+    let key = ServiceKey {
+        address: *random.pick(&[mapped(STRANGER), mapped(NODE_ADDRESS), [0; 16]]),
+        port: random.pick(&[80_u16, 4000]).to_be_bytes(),
+        protocol: *random.pick(&[6, 17]),
+        pad: 0,
+    };
+    if random.chance(25) {
+        return MapOp::RemoveService(key);
+    }
+    let mut row = ServiceRow { count: random.below(6) as u32, ..ServiceRow::default() };
+    for backend in &mut row.local {
+        let address = *random.pick(&[NODE_ADDRESS, NODE_ADDRESS, PEER]);
+        *backend = LocalBackend { address: mapped(address), port: 80_u16.to_be_bytes(), pad: [0; 2] };
+    }
+    MapOp::PutService(key, row)
+}
+
+/// Stamps of all kinds, believed and not, at every program, while services and permissions change.
+#[test]
+fn the_programs_and_the_verdict_function_defer_and_decide_alike() {
+    let (mut packets, mut passed) = (0_u64, 0_u64);
+    for seed in 0..cases(40) {
+        let mut random = Random::new(1000 + seed);
+        let mut both = Both::isolated();
+        both.add_sender();
+        let mut epoch = 9;
+        for _ in 0..400 {
+            match random.below(40) {
+                0 | 1 => {
+                    let set = *random.pick(&[SET, SENDER_SET]);
+                    let direction = *random.pick(&[Direction::Ingress, Direction::Egress]);
+                    let protocol = *random.pick(&[6, 17, 132, PROTOCOL_ANY]);
+                    let ports: &[u16] = if protocol == PROTOCOL_ANY { &[] } else { &[80] };
+                    both.allow_in(set, direction, *random.pick(&[0, PEER_CLASS]), protocol, 4, ports);
+                }
+                2 | 3 => {
+                    epoch += 1;
+                    let (endpoint, own) = *random.pick(&[(ENDPOINT, SET), (SENDER, SENDER_SET)]);
+                    let set = *random.pick(&[own, own, own, 1, 2, 0]);
+                    both.apply(MapOp::SetWord { endpoint, word: EndpointWord::new(set, epoch) });
+                }
+                4 | 5 => both.apply(service(&mut random)),
+                6 => {
+                    let range = IpNet::new(IpAddr::from(STRANGER), 32).unwrap();
+                    let add = random.chance(50);
+                    both.apply(if add { MapOp::PutServiceCidr(range) } else { MapOp::RemoveServiceCidr(range) });
+                }
+                7 => {
+                    let flags = *random.pick(&[0, 0, setting_flags::ARMED, setting_flags::KEEP_ESTABLISHED]);
+                    both.settings(Settings { flags, mark_shift: MARK_SHIFT, ..Settings::default() });
+                }
+                _ => {
+                    let program = *random.pick(&[programs::POD_EGRESS, programs::POD_INGRESS, programs::HOST_EGRESS]);
+                    let direction =
+                        if program == programs::POD_EGRESS { Direction::Egress } else { Direction::Ingress };
+                    let mut frame = packet(&mut random, direction);
+                    if random.chance(3) {
+                        let at = 14 + random.below(frame.len() - 14);
+                        frame[at] ^= 1 << random.below(8);
+                    }
+                    let state = *random.pick(&[0, 1, 1, 2, 2, 2, 3]);
+                    let stamp = stamp::new(state, *random.pick(&[SENDER, SENDER, SENDER, ENDPOINT, 0]));
+                    let ingress_ifindex = match direction {
+                        Direction::Egress => IFINDEX_OF_POD,
+                        Direction::Ingress => *random.pick(&[BRIDGE, BRIDGE, SENDER_VETH, UPLINK, 0]),
+                    };
+                    let mark = stamp::into_mark(0x4000, MARK_SHIFT, stamp);
+                    let (_, judged) = both.judge_as(program, &frame, Arrival { ingress_ifindex, mark });
+                    passed += u64::from(judged.passed);
+                }
+            }
+        }
+        both.compare_flows();
+        packets += both.packets;
+    }
+    println!("{packets} packets with and without stamps, {passed} of them passed, no difference");
     assert!(passed > 0 && passed < packets);
 }
 

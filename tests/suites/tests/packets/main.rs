@@ -5,3 +5,4 @@ mod both;
 mod corners;
 mod generated;
 mod policy;
+mod services;
