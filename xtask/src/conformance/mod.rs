@@ -106,7 +106,7 @@ fn run(args: &Args, right: &Right) -> Result<ExitCode> {
     };
     if all.all {
         let context = all::Context {
-            upstream: &|families, proxy| upstream(&Options { families, proxy, ..options.clone() }),
+            upstream: &|families, proxy| upstream(&Options { proxy, families, ..options.clone() }),
             chosen: selection.to_string(),
             folder: &folder,
         };

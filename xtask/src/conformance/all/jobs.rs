@@ -3,11 +3,16 @@
 //! prints.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use netpol_testbed::interrupt;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::Row;
 use crate::cluster::{self, Families, Proxy};
@@ -22,6 +27,9 @@ const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
 /// The variable that names the file for a suite's rows; `netpol_suites::cells` reads it.
 const VARIABLE: &str = "NETPOL_CELLS";
+
+/// How often a request to end is looked for.
+const POLL: Duration = Duration::from_millis(100);
 
 /// What one command runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,22 +117,44 @@ impl Context<'_> {
 
 /// Runs a command, passes on what it prints, and returns that. Its status is not asked: what it printed says more, and
 /// whoever reads that notices what is missing.
+///
+/// # Errors
+/// It does not start, or the user interrupts, of which it is told.
 fn captured(command: &mut Command) -> Result<String> {
     let line = process::line(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    // A group of its own: Ctrl-C in the terminal reaches it once, from here, as a request to this process does.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
     let stdout = child.stdout.take().context("a child has no standard output")?;
+    let group = Pid::from_raw(i32::try_from(child.id()).context("a process id")?);
+    let printed = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| pass_on(stdout).with_context(|| format!("cannot read what `{line}` prints")));
+        let mut told = false;
+        while !reader.is_finished() {
+            if interrupt::requested() && !told {
+                told = true;
+                // It may have ended in between, and that is as good.
+                let _ = killpg(group, Signal::SIGINT);
+            }
+            std::thread::sleep(POLL);
+        }
+        reader.join().unwrap_or_else(|_panic| bail!("the thread that reads what `{line}` prints panicked"))
+    })?;
+    child.wait().context("waitpid")?;
+    if interrupt::requested() {
+        bail!(interrupt::Interrupted);
+    }
+    Ok(printed)
+}
+
+fn pass_on(output: ChildStdout) -> std::io::Result<String> {
     let mut printed = String::new();
-    for text in BufReader::new(stdout).lines() {
-        let text = text.with_context(|| format!("cannot read what `{line}` prints"))?;
-        eprintln!("{text}");
-        printed.push_str(&text);
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        eprintln!("{line}");
+        printed.push_str(&line);
         printed.push('\n');
     }
-    child.wait().context("waitpid")?;
     Ok(printed)
 }
 

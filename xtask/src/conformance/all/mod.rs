@@ -81,6 +81,9 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
             finished.push(earlier.clone());
             continue;
         }
+        if interrupt::requested() {
+            bail!(Interrupted);
+        }
         eprintln!("conformance: {}/{} {name}", number + 1, jobs.len());
         let begin = Instant::now();
         match context.run(job) {
