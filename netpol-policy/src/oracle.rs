@@ -3,10 +3,14 @@
 //! label selectors, so that agreement of the two means something.
 //!
 //! [`allowed`] answers for a connection between two addresses; [`egress`] and [`ingress`] for one pod's one direction.
-//! Only who starts a connection is judged: replies are allowed by being replies (F1).
+//! Only who starts a connection is judged: replies are allowed by being replies (F1). [`service_backends`] tells where a
+//! proxy may lead a connection, and [`through_service`] what is to be said of it there.
+
+mod services;
 
 use std::net::IpAddr;
 
+pub use self::services::{Backend, service_backends, through_service};
 use crate::model::{Cluster, NamespaceScope, Peer, Pod, PortMatch, PortSpec, Rule};
 
 /// The first packet of a connection, as its destination gets it: after any Service's rewriting (P11).
@@ -193,5 +197,7 @@ fn port_matches(entry: &PortMatch, packet: &Packet<'_>) -> bool {
     }
 }
 
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 mod tests;

@@ -16,9 +16,9 @@ const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const GRE: u8 = 47;
 const OUTSIDE: &str = "198.51.100.7";
-const NODE: &str = "192.0.2.1";
+pub(super) const NODE: &str = "192.0.2.1";
 
-fn add(cluster: &mut Cluster, kind: Kind, value: &Value) {
+pub(super) fn add(cluster: &mut Cluster, kind: Kind, value: &Value) {
     match object_of(kind, value).expect("valid object") {
         Object::Namespace(namespace) => drop(cluster.namespaces.insert(namespace.name.clone(), namespace)),
         Object::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
@@ -42,7 +42,7 @@ fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Value {
     })
 }
 
-fn cluster(policies: &[Value]) -> Cluster {
+pub(super) fn cluster(policies: &[Value]) -> Cluster {
     let mut cluster = Cluster::default();
     for (m, namespace) in ["x", "y", "z"].iter().enumerate() {
         add(
@@ -63,7 +63,7 @@ fn cluster(policies: &[Value]) -> Cluster {
 }
 
 /// Policies of namespace x, named by their position.
-fn apply(cluster: &mut Cluster, policies: &[Value]) {
+pub(super) fn apply(cluster: &mut Cluster, policies: &[Value]) {
     for (index, spec) in policies.iter().enumerate() {
         let policy = json!({ "metadata": { "namespace": "x", "name": format!("p{index}") }, "spec": spec });
         add(cluster, Kind::Policy, &policy);
@@ -71,7 +71,7 @@ fn apply(cluster: &mut Cluster, policies: &[Value]) {
 }
 
 /// An address, or that of a pod written as `x/a`; `x/a6` is its IPv6 address.
-fn address(text: &str) -> IpAddr {
+pub(super) fn address(text: &str) -> IpAddr {
     let Some((namespace, name)) = text.split_once('/') else { return text.parse().expect("address") };
     let m = 1 + ["x", "y", "z"].iter().position(|known| *known == namespace).expect("namespace");
     let n = 1 + ["a", "b", "c"].iter().position(|known| name.starts_with(known)).expect("pod");
@@ -79,7 +79,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
 
-fn flow(from: &str, to: &str, protocol: u8, port: Option<u16>) -> Flow {
+pub(super) fn flow(from: &str, to: &str, protocol: u8, port: Option<u16>) -> Flow {
     Flow { source: address(from), destination: address(to), protocol, port, from_node: None }
 }
 
@@ -101,15 +101,15 @@ fn everyone() -> impl Iterator<Item = String> {
     ["x", "y", "z"].into_iter().flat_map(|namespace| ["a", "b", "c"].map(|name| format!("{namespace}/{name}")))
 }
 
-fn to_a(rules: Value) -> Value {
+pub(super) fn to_a(rules: Value) -> Value {
     json!({ "podSelector": { "matchLabels": { "pod": "a" } }, "policyTypes": ["Ingress"], "ingress": rules })
 }
 
-fn from_a(rules: Value) -> Value {
+pub(super) fn from_a(rules: Value) -> Value {
     json!({ "podSelector": { "matchLabels": { "pod": "a" } }, "policyTypes": ["Egress"], "egress": rules })
 }
 
-fn pods(name: &str) -> Value {
+pub(super) fn pods(name: &str) -> Value {
     json!({ "podSelector": { "matchLabels": { "pod": name } } })
 }
 

@@ -125,7 +125,7 @@ impl World {
         for _ in 0..1 + world.random.below(6) {
             let _change = world.upsert_policy();
         }
-        for _ in 0..world.random.below(12) {
+        for _ in 0..world.random.below(24) {
             let _change = world.change_services();
         }
         let local: Vec<ObjectName> =

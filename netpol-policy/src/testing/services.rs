@@ -39,8 +39,8 @@ impl World {
 
     /// A Service, an EndpointSlice or a ServiceCIDR comes, changes or goes.
     pub(super) fn change_services(&mut self) -> Change {
-        let namespace = *self.random.pick(&NAMESPACES);
-        let service = format!("service-{}", self.random.below(3));
+        let namespace = *self.random.pick(&NAMESPACES[..2]);
+        let service = format!("service-{}", self.random.below(2));
         let is_gone = self.random.chance(25);
         match self.random.below(10) {
             0..4 => {
@@ -68,7 +68,7 @@ impl World {
                 let service = if self.random.chance(10) { String::new() } else { service };
                 let ports = (0..self.random.below(4))
                     .map(|_| EndpointPort {
-                        name: (*self.random.pick(&PORT_NAMES)).to_owned(),
+                        name: (*self.random.pick(&PORT_NAMES[..2])).to_owned(),
                         protocol: *self.random.pick(&PROTOCOLS[..2]),
                         port: *self.random.pick(&PORTS),
                     })
@@ -99,7 +99,7 @@ impl World {
             .map(|_| {
                 let port = *self.random.pick(&PORTS[..3]);
                 ServicePort {
-                    name: (*self.random.pick(&PORT_NAMES)).to_owned(),
+                    name: (*self.random.pick(&PORT_NAMES[..2])).to_owned(),
                     protocol: *self.random.pick(&PROTOCOLS[..2]),
                     port,
                     node_port: if self.random.chance(40) { 30_000 + port } else { 0 },
