@@ -18,5 +18,6 @@ pub fn agent_binary() -> PathBuf {
 
 pub mod cells;
 pub mod frames;
+pub mod kernel;
 pub mod nine;
 pub mod programs;

@@ -22,6 +22,8 @@ use netpol_common::abi::{
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 
+use crate::kernel::{self, Feature, test_run};
+
 /// Index of the loopback device, which is what a test run's packets belong to.
 pub const IFINDEX: u32 = 1;
 /// The program that does nothing.
@@ -36,7 +38,7 @@ pub const SHOT: i32 = 2;
 pub struct Loaded {
     /// Its name.
     pub name: &'static str,
-    /// Instructions that the verifier followed; kernels before 5.16 do not say.
+    /// Instructions that the verifier followed; not all kernels say.
     pub verified_instructions: Option<u32>,
     /// Bytes of translated instructions.
     pub translated_bytes: Option<u32>,
@@ -48,6 +50,8 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Programs {
     ebpf: Ebpf,
+    /// Where in `struct __sk_buff` a test run has the ingress device.
+    ingress_field: usize,
     /// What loading cost, by program.
     pub loaded: Vec<Loaded>,
 }
@@ -99,7 +103,14 @@ impl Programs {
         for name in [names::CLASS4, names::CLASS6, names::CIDR4, names::CIDR6, names::RULES, names::PORTS] {
             let _ = loader.map_max_entries(name, rows);
         }
-        let mut ebpf = loader.load(OBJECT).context("loading the object")?;
+        let changed;
+        let (object, ingress_field) = if kernel::has(Feature::TestRunIngress) {
+            (OBJECT, test_run::INGRESS_IFINDEX)
+        } else {
+            changed = test_run::ingress_in_priority(OBJECT)?;
+            (&changed[..], test_run::PRIORITY)
+        };
+        let mut ebpf = loader.load(object).context("loading the object")?;
         let mut loaded = Vec::new();
         for name in [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS, programs::HOST_EGRESS] {
             let program = classifier(&mut ebpf, name)?;
@@ -114,15 +125,15 @@ impl Programs {
                 time,
             });
         }
-        Ok(Self { ebpf, loaded })
+        Ok(Self { ebpf, ingress_field, loaded })
     }
 
     /// Prints what loading cost.
     pub fn print_loaded(&self) {
         for Loaded { name, verified_instructions, translated_bytes, time } in &self.loaded {
+            let verified = verified_instructions.map_or_else(|| "?".to_owned(), |number| number.to_string());
             println!(
-                "{name}: {} instructions verified, {} translated, loaded in {:.1} ms",
-                verified_instructions.unwrap_or_default(),
+                "{name}: {verified} instructions verified, {} translated, loaded in {:.1} ms",
                 translated_bytes.unwrap_or_default() / 8,
                 time.as_secs_f64() * 1e3
             );
@@ -134,7 +145,7 @@ impl Programs {
         // The kernel takes a prefix of `struct __sk_buff`, up to `ifindex`, and wants room to give the whole of it back.
         let mut context = [0; 44];
         context[8..12].copy_from_slice(&arrival.mark.to_ne_bytes());
-        context[36..40].copy_from_slice(&arrival.ingress_ifindex.to_ne_bytes());
+        context[self.ingress_field..][..4].copy_from_slice(&arrival.ingress_ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
         let mut after = [0; 256];
         let options = TestRunOptions {

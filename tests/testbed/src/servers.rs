@@ -314,7 +314,8 @@ pub(crate) fn initialised(buffer: &[MaybeUninit<u8>], length: usize) -> &[u8] {
 
 /// Whether the kernel has sockets for SCTP; it may load a module to find out. Where it has, raw sockets would not do:
 /// the kernel itself aborts what it knows nothing of.
-pub(crate) fn kernel_has_sctp() -> bool {
+#[must_use]
+pub fn kernel_has_sctp() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::SCTP)).is_ok())
 }

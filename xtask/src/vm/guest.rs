@@ -13,11 +13,10 @@ use super::kernels::Kernel;
 use super::suites::Built;
 use crate::process;
 
-/// Programs of this machine that suites run, and `modprobe`, by which the kernel itself asks for modules. All but the last
-/// ones must be there.
-const PROGRAMS: [&str; 3] = ["ip", "nft", "modprobe"];
-/// Programs that a person looking around wants, and some suites.
-const WELCOME: [&str; 6] = ["sh", "cat", "ls", "sleep", "nsenter", "ping"];
+/// Programs of this machine that suites run, and `modprobe`, by which the kernel itself asks for modules.
+const PROGRAMS: [&str; 4] = ["ip", "tc", "nft", "modprobe"];
+/// Programs that some suites run, if they are here.
+const WELCOME: [&str; 5] = ["sh", "cat", "ls", "sleep", "nsenter"];
 
 /// The folder of all programs; others are links to it.
 const BIN: &str = "usr/bin";

@@ -237,6 +237,11 @@ fn keep(unpacked: &Path, folder: PathBuf) -> Result<PathBuf> {
     for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
         std::fs::copy(modules.join(name), to.join(name)).with_context(|| format!("copying {name}"))?;
     }
+    let configurations = [unpacked.join(format!("boot/config-{release}")), modules.join("config")];
+    let configuration =
+        configurations.iter().find(|path| path.is_file()).context("the package has no configuration")?;
+    // Where tests look for it: it tells what this kernel should have.
+    std::fs::copy(configuration, to.join("config")).context("copying the configuration")?;
     process::run(process::command("depmod").arg("--basedir").arg(&fresh).arg(&release))?;
     std::fs::copy(image, fresh.join("vmlinuz")).context("copying the image")?;
     match std::fs::rename(&fresh, &folder) {

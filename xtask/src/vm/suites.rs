@@ -33,15 +33,17 @@ pub(super) fn build(suites: &[String], release: bool) -> Result<Built> {
         tests.args(["--test", suite]);
     }
     let tests = artifacts(&mut tests, release)?;
-    let mut binaries = process::cargo();
-    binaries.args(["build", "--package", "netpol-agent", "--package", "netpol-suites", "--bins"]);
-    let binaries = artifacts(&mut binaries, release)?;
+    // As `cargo xtask test` builds it, so that neither builds anew what the other has built.
+    let mut agent = process::cargo();
+    agent.args(["build", "--package", "netpol-agent", "--bins"]);
+    let agent = artifacts(&mut agent, release)?;
     let find = |all: &[Artifact], kind: &str, name: &str| {
         let found = all.iter().find(|artifact| artifact.kind == kind && artifact.name == name);
         found.map(|artifact| artifact.path.clone()).with_context(|| format!("cargo has built no {kind} {name}"))
     };
     let suites = suites.iter().map(|name| Ok((name.clone(), find(&tests, "test", name)?))).collect::<Result<_>>()?;
-    Ok(Built { init: find(&binaries, "bin", INIT)?, agent: find(&binaries, "bin", "netpol-agent")?, suites })
+    // With its tests, cargo builds a package's own binaries.
+    Ok(Built { init: find(&tests, "bin", INIT)?, agent: find(&agent, "bin", "netpol-agent")?, suites })
 }
 
 /// An executable that cargo has built, or found to be up to date.

@@ -4,6 +4,7 @@ use netpol_common::abi::{
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
+use netpol_suites::kernel::{self, Feature};
 
 use super::both::{Both, ENDPOINT, MARK_SHIFT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
 
@@ -24,6 +25,8 @@ fn the_programs_load_and_say_what_that_costs() {
     let both = Both::pending();
     both.kernel.print_loaded();
     assert_eq!(both.kernel.loaded.len(), 4);
+    let counted = kernel::has(Feature::VerifiedInstructions);
+    assert!(both.kernel.loaded.iter().all(|loaded| loaded.verified_instructions.is_some() == counted));
 }
 
 #[test]

@@ -1,0 +1,190 @@
+//! What kernels have and lack: one place for every test that asks.
+//!
+//! A test that needs a feature asks [`require`] and returns where it is absent: that is a skip, printed with the reason,
+//! past the test harness, which would hide it. A kernel that should have the feature, by its version or by its
+//! configuration, and does not show it fails the test: otherwise a broken probe would look like an old kernel.
+
+pub mod raw;
+pub mod test_run;
+
+use std::fmt;
+use std::io::Write as _;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use netpol_agent::dataplane::attach::Mechanism;
+use netpol_testbed::servers::kernel_has_sctp;
+use raw::Instruction;
+
+/// Major and minor number of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u16, pub u16);
+
+impl Version {
+    /// The running kernel's.
+    ///
+    /// # Errors
+    /// It does not say, or in no known form.
+    pub fn running() -> Result<Self> {
+        let release = release()?;
+        Self::parse(&release).with_context(|| format!("a kernel that calls itself {release:?}"))
+    }
+
+    fn parse(release: &str) -> Option<Self> {
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        Some(Self(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+fn release() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("osrelease")?;
+    Ok(text.trim().to_owned())
+}
+
+/// Since when kernels have a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// A version, and the commit that brought it.
+    Version(Version, &'static str),
+    /// Older than any kernel that is supported, but an option of the configuration that some leave out.
+    Option(&'static str),
+}
+
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version, commit) => write!(f, "there since {version}, commit {commit}"),
+            Self::Option(option) => write!(f, "built by {option}"),
+        }
+    }
+}
+
+/// Something that not every supported kernel has, and that a test needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Programs attached by links, in an order of our choice.
+    Tcx,
+    /// `BPF_PROG_TEST_RUN` takes the device that a packet came in by.
+    TestRunIngress,
+    /// The kernel says how many instructions the verifier followed.
+    VerifiedInstructions,
+    /// Sockets for SCTP.
+    SctpSockets,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tcx, Self::TestRunIngress, Self::VerifiedInstructions, Self::SctpSockets];
+
+    /// Since when it is there.
+    #[must_use]
+    pub const fn since(self) -> Since {
+        match self {
+            // "bpf: Add fd-based tcx multi-prog infra with link support"
+            Self::Tcx => Since::Version(Version(6, 6), "e420bed02507"),
+            // "bpf: Permit ingress_ifindex in bpf_prog_test_run_xattr"
+            Self::TestRunIngress => Since::Version(Version(5, 16), "b238290b965f"),
+            // "bpf: Add verified_insns to bpf_prog_info and fdinfo"
+            Self::VerifiedInstructions => Since::Version(Version(5, 16), "aba64c7da983"),
+            Self::SctpSockets => Since::Option("CONFIG_IP_SCTP"),
+        }
+    }
+
+    /// Asks the running kernel, whatever its version.
+    fn is_there(self) -> Result<bool> {
+        let nothing = || raw::load(&[Instruction::mov(raw::R0, 0), Instruction::EXIT]);
+        Ok(match self {
+            Self::Tcx => Mechanism::probe() == Mechanism::Tcx,
+            Self::TestRunIngress => test_run::takes_ingress(&nothing()?)?,
+            Self::VerifiedInstructions => raw::verified_instructions(&nothing()?)? > 0,
+            Self::SctpSockets => kernel_has_sctp(),
+        })
+    }
+
+    /// Whether this kernel must have it. A configuration that cannot be read promises nothing.
+    fn is_promised(self) -> Result<bool> {
+        Ok(match self.since() {
+            Since::Version(version, _) => Version::running()? >= version,
+            Since::Option(option) => configuration().is_some_and(|text| is_built(&text, option)),
+        })
+    }
+}
+
+/// Whether the running kernel has a feature, for tests that have another way without it.
+///
+/// # Panics
+/// The kernel should have it and does not show it, or cannot be asked.
+#[must_use]
+pub fn has(feature: Feature) -> bool {
+    let there = feature.is_there().unwrap_or_else(|error| panic!("{feature:?}: {error:#}"));
+    let promised = feature.is_promised().unwrap_or_else(|error| panic!("{feature:?}: {error:#}"));
+    let kernel = release().unwrap_or_default();
+    assert!(there || !promised, "{feature:?} is {}, and {kernel} does not show it", feature.since());
+    there
+}
+
+/// Whether the running kernel has what the calling test cannot do without; where not, says so, for all to see.
+///
+/// # Panics
+/// The kernel should have it and does not show it: that is no reason to skip.
+#[must_use]
+pub fn require(feature: Feature) -> bool {
+    let there = has(feature);
+    if !there {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // The harness captures what the print macros print, and shows it of failed tests only. Should standard error be
+        // closed, nobody is there to be told.
+        let _ = writeln!(std::io::stderr(), "\nskip: {test}: {feature:?} is {}", feature.since());
+    }
+    there
+}
+
+/// The running kernel's configuration, from wherever it is kept.
+fn configuration() -> Option<String> {
+    let release = release().ok()?;
+    let files = [format!("/boot/config-{release}"), format!("/lib/modules/{release}/config")];
+    if let Some(text) = files.iter().find_map(|path| std::fs::read_to_string(path).ok()) {
+        return Some(text);
+    }
+    let output = Command::new("zcat").arg("/proc/config.gz").output().ok()?;
+    (output.status.success() && !output.stdout.is_empty()).then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn is_built(configuration: &str, option: &str) -> bool {
+    let value = |line: &str| line.strip_prefix(option)?.strip_prefix('=').map(str::to_owned);
+    configuration.lines().find_map(value).is_some_and(|value| value == "y" || value == "m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        let parse = |release| Version::parse(release).unwrap();
+        assert!(parse("5.10.0-32-cloud-amd64") < Version(5, 16));
+        assert!(parse("6.12.107+deb13-cloud-amd64") > parse("6.6.1"));
+        assert_eq!(parse("7.3.4+deb13-cloud-amd64"), Version(7, 3));
+        assert_eq!(Version::parse("linux"), None);
+    }
+
+    #[test]
+    fn an_option_is_built_in_or_as_a_module() {
+        let text = "CONFIG_IP_SCTP=m\nCONFIG_IP_SCTP_EXTRA=n\n# CONFIG_VETH is not set\nCONFIG_BRIDGE=y\n";
+        assert!(is_built(text, "CONFIG_IP_SCTP") && is_built(text, "CONFIG_BRIDGE"));
+        assert!(!is_built(text, "CONFIG_VETH") && !is_built(text, "CONFIG_IP_SCTP_EXTRA"));
+    }
+
+    #[test]
+    fn each_feature_is_there_where_it_is_promised() {
+        for feature in Feature::ALL {
+            println!("{feature:?}: {}: {}", feature.since(), has(feature));
+        }
+    }
+}
