@@ -151,13 +151,18 @@ fn emulator(machine: &Machine<'_>, accelerator: Accelerator, console: &Path, out
     let file = |path: &Path| format!("file:{}", path.display());
     let mut qemu = process::command("qemu-system-x86_64");
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    match accelerator {
-        Accelerator::Kvm => qemu.args(["-accel", "kvm", "-cpu", "host"]),
+    let processors = match accelerator {
+        Accelerator::Kvm => {
+            qemu.args(["-accel", "kvm", "-cpu", "host"]);
+            *processors
+        }
         // The machine's clock counts its instructions, two nanoseconds each, and jumps where it would sleep: a probe's
-        // time-out is as long for the machine on a busy host as on an idle one, and waiting costs nothing. Five-level page
-        // tables cost each emulated access, and nothing here needs them.
+        // time-out is as long for the machine on a busy host as on an idle one, and waiting costs nothing. Such a clock
+        // goes with one processor; two hardly come to boot. Five-level page tables cost each emulated access, and nothing
+        // here needs them.
         Accelerator::Auto | Accelerator::Tcg => {
-            qemu.args(["-accel", "tcg", "-icount", "shift=1,sleep=off", "-rtc", "clock=vm", "-cpu", "max,la57=off"])
+            qemu.args(["-accel", "tcg", "-icount", "shift=1,sleep=off", "-rtc", "clock=vm", "-cpu", "max,la57=off"]);
+            1
         }
     };
     qemu.args(["-m", &memory.to_string(), "-smp", &processors.to_string()]);

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Memory of a machine in MiB, which its files are in too
     #[arg(long, default_value_t = 3072)]
     memory: u32,
-    /// Processors of a machine
+    /// Processors of a machine, with KVM; an emulated one has one
     #[arg(long, default_value_t = 2)]
     processors: u32,
     /// Seconds that a machine may take

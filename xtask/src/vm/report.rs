@@ -113,7 +113,9 @@ impl Report {
             ));
             lines.extend(skips.iter().map(|skip| format!("{kernel:7}   skipped: {skip}")));
         }
-        lines.extend(self.failures.iter().map(|failure| format!("{kernel:7} FAILED: {failure}")));
+        // In the form of a suite: whoever reads these lines by program must not overlook it.
+        let machine = |why: &String| format!("{kernel:7} machine      FAILED. 0 passed; 1 failed; 0 skipped; {why}");
+        lines.extend(self.failures.iter().map(machine));
         lines
     }
 }
