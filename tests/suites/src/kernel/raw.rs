@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 /// Commands of bpf(2).
 const MAP_CREATE: libc::c_long = 0;
@@ -171,6 +172,8 @@ pub fn queue(value_size: u32, entries: u32) -> Result<OwnedFd> {
         value_size: u32,
         entries: u32,
     }
+    // Before 5.11 maps count as locked memory (bpf: Eliminate rlimit-based memory accounting for bpf maps).
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("RLIMIT_MEMLOCK")?;
     let mut attributes = Attributes { kind: MAP_TYPE_QUEUE, key_size: 0, value_size, entries };
     descriptor(MAP_CREATE, &mut attributes).context("BPF_MAP_CREATE of a queue")
 }
