@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use netpol_policy::decode::Kind;
 use netpol_testbed::agent::{Agent, Dropped, dropped, get, samples};
+use netpol_testbed::interrupt;
 use netpol_testbed::place::Place;
 use serde_json::Value;
 
@@ -37,10 +38,10 @@ pub(super) fn restart(site: &dyn Site) -> Result<()> {
     kubectl(site, &["rollout", "restart", "daemonset/netpol-agent", NAMESPACE]).map(drop)
 }
 
-/// Waits until the DaemonSet is ready on every node.
+/// Waits until the DaemonSet is ready on every node. If it does not get there, its last lines say why.
 pub(super) fn wait_ready(site: &dyn Site) -> Result<()> {
     let nodes = site.nodes()?.len() as u64;
-    wait(PATIENCE, || {
+    let waited = wait(PATIENCE, || {
         let text = kubectl(site, &["get", "daemonset", "netpol-agent", NAMESPACE, "--output=json"])?;
         let daemon_set: Value = serde_json::from_str(&text).context("kubectl get daemonset")?;
         let status = &daemon_set["status"];
@@ -57,6 +58,10 @@ pub(super) fn wait_ready(site: &dyn Site) -> Result<()> {
         let pods: Value = serde_json::from_str(&text).context("kubectl get pods")?;
         let reasons: Vec<String> = pods["items"].as_array().into_iter().flatten().map(trouble).collect();
         bail!("the agent is ready on {ready} of {nodes} nodes: {}", reasons.join("; "));
+    });
+    waited.map_err(|error| match kubectl(site, &["logs", "daemonset/netpol-agent", NAMESPACE, "--tail=5"]) {
+        Ok(lines) if !interrupt::requested() => error.context(format!("the last lines of one agent:\n{lines}")),
+        Ok(_) | Err(_) => error,
     })
 }
 

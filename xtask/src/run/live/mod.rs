@@ -21,9 +21,10 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use netpol_testbed::interrupt;
 use netpol_testbed::place::Place;
+use netpol_testbed::sandbox::cells::End;
 use netpol_testbed::sandbox::{Answered, Policies};
 
-use self::world::World;
+use self::world::{Addresses, World};
 use super::manifests::{Folder, Manifests};
 use super::{Output, report};
 use crate::cluster::outside::Outside;
@@ -154,7 +155,9 @@ impl Run {
                 if !(is_edited || is_due && world.has_changed()?) {
                     return Ok(None);
                 }
+                let before = world.addresses();
                 tell_refusals(&manifests, &world.arrange(&manifests.values, Policies::InForce)?);
+                readdress(cells, &before, &world.addresses());
                 observe(world).map(Some)
             };
             match step() {
@@ -188,6 +191,20 @@ fn observe(world: &World<'_>) -> Result<Vec<Answered>> {
     Ok(cells)
 }
 
+/// Gives cells of before the addresses that pods have now: one that was made anew is to policies what it was.
+fn readdress(cells: &mut [Answered], before: &Addresses, now: &Addresses) {
+    let current = |end: &End, address: IpAddr| -> Option<IpAddr> {
+        let End::Pod(name) = end else { return None };
+        let key = (name.clone(), address.is_ipv4());
+        // Another address than the pod's own is none that has changed with it.
+        (before.get(&key) == Some(&address)).then(|| now.get(&key).copied())?
+    };
+    for Answered { cell, .. } in cells {
+        cell.source = current(&cell.from, cell.source).unwrap_or(cell.source);
+        cell.destination = current(&cell.to, cell.destination).unwrap_or(cell.destination);
+    }
+}
+
 /// Names what in the manifests is refused or left out.
 fn tell_refusals(manifests: &Manifests, wanted: &objects::Wanted) {
     for error in &manifests.errors {
@@ -210,10 +227,40 @@ fn wait(patience: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<(
         }
         match attempt() {
             Err(error) if begin.elapsed() > patience => {
-                return Err(error).with_context(|| format!("not so after {patience:?}"));
+                return Err(error).with_context(|| format!("waited {patience:?} in vain"));
             }
             Err(_not_yet) => std::thread::sleep(POLL),
             Ok(()) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netpol_policy::model::{ObjectName, Protocol};
+    use netpol_testbed::probe::Outcome;
+    use netpol_testbed::sandbox::cells::{Cell, Port};
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_was_made_anew_is_the_same_end_with_another_address() {
+        let name = ObjectName::new("shop", "web-0");
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let addresses = |own: &str| Addresses::from([((name.clone(), true), address(own))]);
+        let cell = |destination: &str| Answered {
+            cell: Cell {
+                from: End::Host(address("203.0.113.1")),
+                to: End::Pod(name.clone()),
+                source: address("203.0.113.1"),
+                destination: address(destination),
+                port: Port { protocol: Protocol::Tcp, number: 80 },
+            },
+            expected: true,
+            observed: Outcome::Allow,
+        };
+        let mut cells = [cell("10.244.0.5"), cell("10.96.0.7")];
+        readdress(&mut cells, &addresses("10.244.0.5"), &addresses("10.244.1.9"));
+        assert_eq!(cells, [cell("10.244.1.9"), cell("10.96.0.7")]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use netpol_policy::decode::{self, Kind, Object};
-use netpol_policy::model::{Cluster, ObjectName, Pod};
+use netpol_policy::model::{Cluster, ObjectName, Pod, Protocol};
 use netpol_testbed::agent::Dropped;
 use netpol_testbed::namespace::Namespace;
 use netpol_testbed::probe::{self, Outcome, Probe};
@@ -25,6 +25,9 @@ use crate::cluster::outside::Outside;
 
 /// How long pods may take until they run: generous, since the machine may be compiling.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Addresses of pods, by name and whether they are of IPv4.
+pub(super) type Addresses = BTreeMap<(ObjectName, bool), IpAddr>;
 
 /// A cluster in which manifests are applied.
 pub(super) struct World<'a> {
@@ -106,9 +109,6 @@ impl<'a> World<'a> {
     }
 
     fn apply(&mut self, after: BTreeMap<Key, Value>) -> Result<()> {
-        // Pods without a controller: whoever deletes one gets another, as from the workload that it stands for.
-        let made: BTreeSet<ObjectName> = self.snapshot.made().into_keys().collect();
-        self.applied.retain(|(kind, name), _| *kind != Kind::Pod || made.contains(name));
         let Changes { delete, apply } = objects::changes(&self.applied, &after);
         let keeps = |(kind, name): &Key| *kind == Kind::Namespace && self.foreign.contains(&name.name);
         let delete: Vec<Key> = delete.into_iter().filter(|key| !keeps(key)).collect();
@@ -146,13 +146,20 @@ impl<'a> World<'a> {
     }
 
     fn wait_for_pods(&mut self) -> Result<()> {
-        let wanted: Vec<ObjectName> =
-            self.applied.keys().filter(|(kind, _)| *kind == Kind::Pod).map(|(_, name)| name.clone()).collect();
+        let wanted: BTreeMap<ObjectName, Value> = self
+            .applied
+            .iter()
+            .filter(|((kind, _), _)| *kind == Kind::Pod)
+            .map(|((_, name), object)| (name.clone(), object.clone()))
+            .collect();
         wait(PATIENCE, || {
             self.snapshot = Snapshot::take(self.site)?;
             let made = self.snapshot.made();
+            // Pods without a controller: whoever deletes one gets another, as from the workload that it stands for.
+            let gone = wanted.iter().filter(|(name, _)| !made.contains_key(name)).map(|(_, object)| object.clone());
+            api::apply(self.site, gone.collect())?;
             let is_missing = |name: &&ObjectName| !made.get(name).is_some_and(|pod| pod.is_running);
-            let missing: Vec<&ObjectName> = wanted.iter().filter(is_missing).collect();
+            let missing: Vec<&ObjectName> = wanted.keys().filter(is_missing).collect();
             let Some(first) = missing.first() else { return Ok(()) };
             let why = made.get(first).map_or_else(|| "it is gone".to_owned(), |pod| trouble(pod.object));
             bail!("{} of {} pods do not run; {first}: {why}", missing.len(), wanted.len());
@@ -224,6 +231,15 @@ impl<'a> World<'a> {
         })
     }
 
+    /// The pods' addresses, by name and whether they are of IPv4.
+    pub(super) fn addresses(&self) -> Addresses {
+        let of_pod = |pod: &Pod| {
+            let name = pod.name.clone();
+            pod.addresses.clone().into_iter().map(move |address| ((name.clone(), address.is_ipv4()), address))
+        };
+        self.pods().flat_map(of_pod).collect()
+    }
+
     /// The hosts outside.
     pub(super) fn hosts(&self) -> &StandIns {
         &self.hosts
@@ -252,12 +268,14 @@ impl<'a> World<'a> {
             format!("  {kubectl} get pods --all-namespaces --output=wide"),
             format!("  {kubectl} logs --namespace=netpol-agent daemonset/netpol-agent"),
         ];
-        let mut pods = self.pods().filter(|pod| !pod.host_network);
+        let tcp = |pod: &Pod| cells::declared_ports(pod).into_iter().find(|port| port.protocol == Protocol::Tcp);
         let served = self.pods().find_map(|pod| {
-            let tcp = cells::declared_ports(pod).into_iter().find(|port| port.protocol.name() == "TCP")?;
-            Some(std::net::SocketAddr::new(*pod.addresses.first()?, tcp.number))
+            let port = tcp(pod)?.number;
+            Some((&pod.name, std::net::SocketAddr::new(*pod.addresses.first()?, port)))
         });
-        if let (Some(client), Some(server)) = (pods.next(), served) {
+        if let Some((own, server)) = served
+            && let Some(client) = self.pods().find(|pod| !pod.host_network && pod.name != *own)
+        {
             let ObjectName { namespace, name } = &client.name;
             let connect = format!("/agnhost connect {server} --timeout=2s");
             lines.push(format!("  {kubectl} exec --namespace={namespace} {name} -- {connect}"));
