@@ -3,7 +3,7 @@
 use super::case::LaterFragment;
 use super::subject::pay;
 use super::{Case, Outcome, destination, link, tracking};
-use crate::abi::{Direction, FlowRow, SENDER_UNKNOWN, admission, initiator, phase, stamp};
+use crate::abi::{Direction, SENDER_UNKNOWN, admission, initiator, phase, stamp};
 use crate::flow;
 use crate::parse::{Kind, has_ports};
 use crate::tables::{FlowTable, Tables};
@@ -23,39 +23,23 @@ pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         return start(tables, case, admission::OWN_NODE);
     }
     if case.is_from_pod() {
-        let found = destination::look_up(tables, case);
-        case.state = found as u16;
+        case.state = case.found as u16;
         // What answers is never rewritten: it would have a flow.
-        if found & destination::REWRITTEN != 0 && !matches!(case.packet.kind, Kind::OpeningAnswer | Kind::EchoReply) {
+        if case.found & destination::REWRITTEN != 0
+            && !matches!(case.packet.kind, Kind::OpeningAnswer | Kind::EchoReply)
+        {
             return start(tables, case, admission::DEFERRED);
         }
     }
-    let port = case.packet.policy_port();
-    let peer = if case.is_to_itself() { case.local().bytes() } else { case.key.peer };
-    match case.subject.allows(tables, case.direction, &peer, case.key.protocol, port) {
+    case.ask_about_peer();
+    let (direction, has_port, port) =
+        (case.direction, case.packet.policy_port().is_some(), case.packet.destination_port);
+    match case.allows(tables, direction, has_port, port) {
         Some(rule) => {
             case.rule = rule;
             start(tables, case, admission::POLICY)
         }
         None => denied(tables, case),
-    }
-}
-
-/// A flow of the packet; `stamp` as in [`FlowRow::stamp`].
-#[inline(always)]
-fn new_row(case: &Case, initiator: u8, admission: u8, stamp: u16) -> FlowRow {
-    FlowRow {
-        local: case.local().bytes(),
-        endpoint: case.subject.endpoint,
-        epoch: case.subject.epoch,
-        rule: case.rule,
-        last_seen: case.now(),
-        phase: flow::next_phase(0, &case.packet),
-        initiator,
-        admission,
-        stamp,
-        came_by: case.came_by,
-        came_endpoint: case.came_endpoint,
     }
 }
 
@@ -82,7 +66,7 @@ fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
         }
         return Ok(());
     }
-    case.row = new_row(case, flow::sender(case.direction), admission, stamp);
+    case.begin_row(flow::sender(case.direction), admission, stamp);
     if case.is_in_the_middle() {
         case.row.phase |= phase::GUESSED;
     }
@@ -133,11 +117,11 @@ fn as_a_reply<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         // Whether a proxy stands between was not looked up: the pod's next packet is judged where it leaves.
         Direction::Ingress => (Direction::Egress, initiator::POD, stamp::DEFERRED),
     };
-    let port = if has_ports(case.key.protocol) { Some(case.packet.source_port) } else { None };
-    match case.subject.allows(tables, direction, &case.key.peer, case.key.protocol, port) {
+    case.question.peer = case.key.peer;
+    match case.allows(tables, direction, has_ports(case.key.protocol), case.packet.source_port) {
         Some(rule) => {
             case.rule = rule;
-            case.row = new_row(case, initiator, admission::POLICY, stamp);
+            case.begin_row(initiator, admission::POLICY, stamp);
             case.state = stamp::JUDGED;
             tracking::confirm(tables, case)
         }
@@ -156,10 +140,10 @@ pub(super) fn icmp_error<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     }
     if case.is_from_pod() {
         // Of no flow: judged here by the address it bears, and once more by the one it gets.
-        case.state = destination::look_up(tables, case) as u16;
+        case.state = case.found as u16;
     }
-    let peer = if case.is_to_itself() { case.local().bytes() } else { case.key.peer };
-    match case.subject.allows(tables, case.direction, &peer, case.key.protocol, None) {
+    case.ask_about_peer();
+    match case.allows(tables, case.direction, false, [0; 2]) {
         Some(rule) => {
             case.rule = rule;
             Ok(())

@@ -1,6 +1,7 @@
 //! One packet on the slow way, with everything that is found out about it.
 
 use super::Hook;
+use super::policy::{PolicyVerdict, Question, ask};
 use super::subject::Subject;
 use crate::abi::{
     Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, ServiceRow, Settings, admission, counter_index,
@@ -22,6 +23,22 @@ pub(super) enum LaterFragment {
     PortsUnknown,
 }
 
+/// Where the entry is that a packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Entry {
+    /// There is none.
+    None,
+    /// Among the flows that no reply has confirmed.
+    Embryonic,
+    /// Among those that one has.
+    Confirmed,
+    /// Among the revoked ones.
+    Tombstone,
+    /// It is the one that an ICMP error speaks of.
+    Quoted,
+}
+
 /// A packet on the slow way.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -38,6 +55,10 @@ pub(super) struct Case {
     pub(super) service: ServiceRow,
     /// The deferred flow as it leaves.
     pub(super) decided: DecidedKey,
+    /// What the policy was asked last.
+    pub(super) question: Question,
+    /// What [`super::destination::look_up`] has said, 0 if it was not asked.
+    pub(super) found: u32,
     /// The rule that lets the packet on, or [`RULE_NONE`].
     pub(super) rule: u32,
     /// What became of the packet.
@@ -58,6 +79,12 @@ pub(super) struct Case {
     pub(super) state: u16,
     /// A deferred packet was judged by its real destination, and goes on as [`stamp::JUDGED`].
     pub(super) settled: bool,
+    /// Where `row` was found.
+    pub(super) entry: Entry,
+    /// Whether it was judged by what is in force now.
+    pub(super) current: bool,
+    /// If not: what became of it.
+    pub(super) judged: Reason,
     pub(super) direction: Direction,
     /// A socket of this host sent the packet.
     pub(super) host_socket: bool,
@@ -86,6 +113,8 @@ impl Scratch {
             subject: Subject::unknown(),
             service: ServiceRow::default(),
             decided: DecidedKey::default(),
+            question: Question::EMPTY,
+            found: 0,
             reason: Reason::TableMissing,
             rule: RULE_NONE,
             ifindex: 0,
@@ -98,6 +127,9 @@ impl Scratch {
             stamp: stamp::NONE,
             state: stamp::NONE,
             settled: false,
+            entry: Entry::None,
+            current: false,
+            judged: Reason::Passed,
             direction: Direction::Ingress,
             host_socket: false,
             own_node: false,
@@ -240,6 +272,53 @@ impl Case {
         self.row.endpoint == self.subject.endpoint
             && self.row.epoch == self.subject.epoch
             && (!self.subject.is_closed() || self.row.admission == admission::OWN_NODE)
+    }
+
+    /// The rule by which the endpoint's policy lets a packet of the protocol of [`Case::key`] start a flow with the peer that
+    /// is in [`Case::question`] already, if any.
+    #[inline(always)]
+    pub(super) fn allows<T: Tables>(
+        &mut self,
+        tables: &T,
+        direction: Direction,
+        has_port: bool,
+        destination_port: [u8; 2],
+    ) -> Option<u32> {
+        let Self { subject, key, question, .. } = self;
+        question.set = subject.set;
+        question.direction = direction;
+        question.protocol = key.protocol;
+        question.has_port = has_port;
+        question.port = destination_port;
+        let PolicyVerdict { allowed, rule } = ask(tables, question);
+        if allowed { Some(rule) } else { None }
+    }
+
+    /// Puts the peer whose packet this is into [`Case::question`].
+    #[inline(always)]
+    pub(super) fn ask_about_peer(&mut self) {
+        if self.is_to_itself() {
+            self.question.peer = self.local().bytes();
+        } else {
+            self.question.peer = self.key.peer;
+        }
+    }
+
+    /// Puts a new flow of the packet into [`Case::row`]; `stamp` as there. Field by field: a row by value would need the
+    /// stack.
+    #[inline(always)]
+    pub(super) fn begin_row(&mut self, initiator: u8, admission: u8, stamp: u16) {
+        self.row.local = self.local().bytes();
+        self.row.endpoint = self.subject.endpoint;
+        self.row.epoch = self.subject.epoch;
+        self.row.rule = self.rule;
+        self.row.last_seen = self.now();
+        self.row.phase = flow::next_phase(0, &self.packet);
+        self.row.initiator = initiator;
+        self.row.admission = admission;
+        self.row.stamp = stamp;
+        self.row.came_by = self.came_by;
+        self.row.came_endpoint = self.came_endpoint;
     }
 
     /// Whether the packet renews the entry found last: of a deferred flow only what the pod sends is looked at again.

@@ -92,8 +92,13 @@ fn anew<T: Tables>(tables: &T, case: &mut Case, word: EndpointWord, was_allowed:
     if link::leads_to_overlay(tables, &backend, protocol, port) {
         return Err(Reason::Overlay);
     }
-    let port = if has_ports(protocol) && case.packet.kind != Kind::LaterFragment { Some(port) } else { None };
-    let verdict = ask(tables, word.set(), Direction::Egress, &backend, protocol, port);
+    case.question.peer = backend;
+    case.question.set = word.set();
+    case.question.direction = Direction::Egress;
+    case.question.protocol = protocol;
+    case.question.has_port = has_ports(protocol) && case.packet.kind != Kind::LaterFragment;
+    case.question.port = port;
+    let verdict = ask(tables, &case.question);
     if verdict.allowed {
         case.rule = verdict.rule;
         return Ok(());

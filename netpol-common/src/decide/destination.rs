@@ -44,16 +44,23 @@ pub(super) fn look_up<T: Tables>(tables: &T, case: &mut Case) -> u32 {
 
 /// Whether the service found last has backends on this node, and the pod may reach all of them.
 #[inline(always)]
-fn local_backends_allowed<T: Tables>(tables: &T, case: &Case) -> bool {
-    let count = case.service.count as usize;
+fn local_backends_allowed<T: Tables>(tables: &T, case: &mut Case) -> bool {
+    let Case { service, question, subject, key, .. } = case;
+    let count = service.count as usize;
     if count == 0 || count > LOCAL_BACKENDS {
         return false;
     }
-    for (index, LocalBackend { address, port, pad: _ }) in case.service.local.iter().enumerate() {
+    question.set = subject.set;
+    question.direction = Direction::Egress;
+    question.protocol = key.protocol;
+    question.has_port = true;
+    for (index, LocalBackend { address, port, pad: _ }) in service.local.iter().enumerate() {
         if index >= count {
             break;
         }
-        if !ask(tables, case.subject.set, Direction::Egress, address, case.key.protocol, Some(*port)).allowed {
+        question.peer = *address;
+        question.port = *port;
+        if !ask(tables, question).allowed {
             return false;
         }
     }

@@ -36,13 +36,14 @@ pub use leaving::judge_leaving;
 pub use policy::{PolicyVerdict, class_of, is_isolated, policy_verdict};
 
 use crate::abi::{
-    CAME_FROM_POD, Direction, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, Settings, address_kind, stamp,
+    CAME_FROM_POD, Direction, FlowRow, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, Settings, address_kind, initiator,
+    stamp,
 };
 use crate::flow;
 use crate::parse::{Frame, Kind, Link, Packet, parse_into};
 use crate::tables::{FlowTable, Full, Tables};
 use crate::verdict::{Reason, Verdict};
-use case::Case;
+use case::{Case, Entry};
 use subject::Subject;
 
 /// Where and when a frame is judged; what the frame's bytes do not say.
@@ -270,6 +271,21 @@ fn by_kind<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case)
     }
 }
 
+/// Whether the destination must be looked up: of what the pod starts, and of what it has started, if that is judged again.
+#[inline(always)]
+fn asks_destination<T: Tables>(tables: &T, case: &Case) -> bool {
+    if case.subject.is_closed() {
+        return false;
+    }
+    if case.entry == Entry::None {
+        return case.is_from_pod();
+    }
+    // Under the switch that keeps what was allowed, a destination that was final stays so.
+    !case.current
+        && case.row.initiator == initiator::POD
+        && !(case.row.stamp == stamp::JUDGED && tracking::keeps_established(tables))
+}
+
 #[inline(always)]
 fn ip<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> Outcome {
     fragment::find_ports(tables, case);
@@ -277,10 +293,29 @@ fn ip<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> O
     if case.host_socket {
         case.own_node = class_of(tables, &case.key.peer).kind == address_kind::THIS_NODE;
     }
-    if case.packet.kind == Kind::IcmpError {
-        related::icmp_error(tables, frame, case)?;
-    } else {
-        tracking::packet(tables, case)?;
+    let is_error = case.packet.kind == Kind::IcmpError;
+    if is_error {
+        link::redirects(case)?;
+        link::addresses(tables, case)?;
+    }
+    // One step after the other, with everything in the case between them: the verifier then follows each function once,
+    // whatever came before it.
+    case.entry = if is_error { related::look_up(tables, frame, case) } else { tracking::look_up(tables, case) };
+    case.current = case.entry == Entry::None || case.row_is_current();
+    case.found = if asks_destination(tables, case) { destination::look_up(tables, case) } else { 0 };
+    case.rule = if case.entry == Entry::None { RULE_NONE } else { case.row.rule };
+    case.judged = Reason::Passed;
+    if !case.current
+        && let Err(reason) = tracking::judge_again(tables, case)
+    {
+        case.judged = reason;
+    }
+    match case.entry {
+        Entry::Confirmed | Entry::Embryonic => tracking::go_on(tables, case)?,
+        Entry::Tombstone => tracking::revoked(tables, case)?,
+        Entry::Quoted => related::go_on(tables, case)?,
+        Entry::None if case.packet.kind == Kind::IcmpError => admit::icmp_error(tables, case)?,
+        Entry::None => admit::packet(tables, case)?,
     }
     if case.packet.first_fragment {
         fragment::remember_ports(tables, case)?;

@@ -125,35 +125,40 @@ fn row_verdict<T: Tables + ?Sized>(tables: &T, row: &RuleRow, destination_port: 
 }
 
 /// [`policy_verdict`] as one function in the program: it is asked from several places, and its look-ups are the larger
-/// part of the code. Arguments go by reference because the BPF target has five registers for them.
+/// part of the code. The question is put into room that is there already, of which the verifier knows no values: it then
+/// follows the answer in one state wherever it comes from.
 #[inline(always)]
-pub(super) fn ask<T: Tables>(
-    tables: &T,
-    set: u32,
-    direction: Direction,
-    peer: &[u8; 16],
-    protocol: u8,
-    destination_port: Option<[u8; 2]>,
-) -> PolicyVerdict {
-    // The port is written also where there is none: the verifier refuses to copy what nobody wrote.
-    let (has_port, port) = match destination_port {
-        Some(port) => (true, port),
-        None => (false, [0; 2]),
-    };
-    let answer = answer(tables, &Question { peer: *peer, set, direction, protocol, has_port, port });
+pub(super) fn ask<T: Tables>(tables: &T, question: &Question) -> PolicyVerdict {
+    let answer = answer(tables, question);
     PolicyVerdict { allowed: answer & ALLOWED != 0, rule: answer as u32 }
 }
 
 const ALLOWED: u64 = 1 << 32;
 
+/// What [`answer`] is asked.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-struct Question {
-    peer: [u8; 16],
-    set: u32,
-    direction: Direction,
-    protocol: u8,
-    has_port: bool,
-    port: [u8; 2],
+pub(super) struct Question {
+    /// The other side's address, IPv4 in mapped form.
+    pub(super) peer: [u8; 16],
+    pub(super) set: u32,
+    pub(super) direction: Direction,
+    pub(super) protocol: u8,
+    pub(super) has_port: bool,
+    /// Destination port, network order. Written also where there is none: the verifier refuses to copy what nobody wrote.
+    pub(super) port: [u8; 2],
+}
+
+impl Question {
+    /// None yet.
+    pub(super) const EMPTY: Self = Self {
+        peer: [0; 16],
+        set: SET_PENDING,
+        direction: Direction::Ingress,
+        protocol: 0,
+        has_port: false,
+        port: [0; 2],
+    };
 }
 
 /// The rule in the low half, and above it [`ALLOWED`].

@@ -1,10 +1,9 @@
 //! Whose packet it is: the endpoint behind the interface, and what is in force for it.
 
-use super::policy::ask;
-use super::{Case, Outcome, PolicyVerdict};
+use super::{Case, Outcome};
 use crate::abi::{
-    AddressKey, Direction, EndpointOptions, InterfaceRow, PENDING_ENDPOINT, SET_ALLOW_ALL, SET_PENDING, Settings,
-    endpoint_flags, setting_flags,
+    AddressKey, EndpointOptions, InterfaceRow, PENDING_ENDPOINT, SET_ALLOW_ALL, SET_PENDING, Settings, endpoint_flags,
+    setting_flags,
 };
 use crate::flow;
 use crate::parse::Address;
@@ -63,20 +62,6 @@ impl Subject {
     #[inline(always)]
     pub(super) const fn is_closed(&self) -> bool {
         self.set == SET_PENDING
-    }
-
-    /// The rule by which the policy lets a packet with these addresses and ports start a flow in a direction.
-    #[inline(always)]
-    pub(super) fn allows<T: Tables>(
-        &self,
-        tables: &T,
-        direction: Direction,
-        peer: &[u8; 16],
-        protocol: u8,
-        destination_port: Option<[u8; 2]>,
-    ) -> Option<u32> {
-        let PolicyVerdict { allowed, rule } = ask(tables, self.set, direction, peer, protocol, destination_port);
-        if allowed { Some(rule) } else { None }
     }
 
     /// Whether addresses of packets are compared with the endpoint's own.

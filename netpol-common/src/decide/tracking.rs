@@ -1,8 +1,9 @@
 //! Packets and the flows they belong to: which entry is a packet's own, whether that flow may still go on, when it is
 //! confirmed, and what remains of one that was revoked.
 
+use super::case::Entry;
 use super::subject::pay;
-use super::{Case, Outcome, admit, destination, link};
+use super::{Case, Outcome, destination, link};
 use crate::abi::{
     Direction, FlowRow, RULE_NONE, SENDER_UNKNOWN, Settings, admission, initiator, phase, setting_flags, stamp,
 };
@@ -33,27 +34,28 @@ pub(super) fn belongs(row: &FlowRow, packet: &Packet, direction: Direction, own_
     right_side && same_way && Address::new(row.local).same(flow::local(packet, direction))
 }
 
-/// Judges any IP packet but an ICMP error.
-#[inline(always)]
-pub(super) fn packet<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+/// Looks up the entry of any IP packet but an ICMP error.
+#[inline(never)]
+pub(super) fn look_up<T: Tables>(tables: &T, case: &mut Case) -> Entry {
     // A packet that opens a connection is always judged as new, one without ports names no flow.
-    if !matches!(case.packet.kind, Kind::Opening | Kind::IcmpOther | Kind::LaterFragment) {
-        let (first, second) = match case.packet.kind {
-            // The entry it confirms is the younger one, if an old connection used the same ports.
-            Kind::OpeningAnswer => (FlowTable::Embryonic, FlowTable::Confirmed),
-            _ => (FlowTable::Confirmed, FlowTable::Embryonic),
-        };
-        if find(tables, case, first) {
-            return go_on(tables, case, first);
-        }
-        if find(tables, case, second) {
-            return go_on(tables, case, second);
-        }
-        if !case.subject.is_closed() && find(tables, case, FlowTable::Tombstones) {
-            return revoked(tables, case);
-        }
+    if matches!(case.packet.kind, Kind::Opening | Kind::IcmpOther | Kind::LaterFragment) {
+        return Entry::None;
     }
-    admit::packet(tables, case)
+    // What a SYN+ACK confirms is the younger one, if an old connection used the same ports.
+    let answers = case.packet.kind == Kind::OpeningAnswer;
+    if answers && find(tables, case, FlowTable::Embryonic) {
+        return Entry::Embryonic;
+    }
+    if find(tables, case, FlowTable::Confirmed) {
+        return Entry::Confirmed;
+    }
+    if !answers && find(tables, case, FlowTable::Embryonic) {
+        return Entry::Embryonic;
+    }
+    if !case.subject.is_closed() && find(tables, case, FlowTable::Tombstones) {
+        return Entry::Tombstone;
+    }
+    Entry::None
 }
 
 /// Looks up the packet's own entry in one table, unless it has expired.
@@ -74,11 +76,9 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.subject.is_closed() {
         return Err(Reason::Pending);
     }
-    // Under the switch that keeps what was allowed, a destination that was final stays so.
-    if case.row.initiator == initiator::POD && !(case.row.stamp == stamp::JUDGED && keeps_established(tables)) {
-        let found = destination::look_up(tables, case);
-        case.row.stamp = found as u16;
-        if found & destination::REWRITTEN != 0 {
+    if case.found != 0 {
+        case.row.stamp = case.found as u16;
+        if case.found & destination::REWRITTEN != 0 {
             case.row.admission = admission::DEFERRED;
             case.rule = RULE_NONE;
             return Ok(());
@@ -113,34 +113,35 @@ pub(super) fn keeps_established<T: Tables>(tables: &T) -> bool {
 
 /// Asks the policy about the entry found last as if `initiator` had started it.
 #[inline(always)]
-fn ask_as<T: Tables>(tables: &T, case: &Case, initiator: u8) -> Option<u32> {
-    let Case { key, subject, row, .. } = case;
-    let (direction, port) = match initiator {
-        initiator::POD => (Direction::Egress, key.peer_port),
-        _ => (Direction::Ingress, key.local_port),
-    };
-    let port = if has_ports(key.protocol) { Some(port) } else { None };
+fn ask_as<T: Tables>(tables: &T, case: &mut Case, initiator: u8) -> Option<u32> {
     // As in `Case::is_to_itself`.
-    let to_itself = initiator == initiator::PEER && row.stamp != 0 && u32::from(row.stamp) == subject.endpoint;
-    let peer = if to_itself { row.local } else { key.peer };
-    subject.allows(tables, direction, &peer, key.protocol, port)
+    let sender = u32::from(case.row.stamp);
+    if initiator == initiator::PEER && sender != 0 && sender == case.subject.endpoint {
+        case.question.peer = case.row.local;
+    } else {
+        case.question.peer = case.key.peer;
+    }
+    let (direction, port) = match initiator {
+        initiator::POD => (Direction::Egress, case.key.peer_port),
+        _ => (Direction::Ingress, case.key.local_port),
+    };
+    case.allows(tables, direction, has_ports(case.key.protocol), port)
 }
 
-/// A packet of a live flow.
+/// A packet of a live flow, which was judged again if need be.
 #[inline(never)]
-fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
-    case.rule = case.row.rule;
-    let current = case.row_is_current();
-    if !current {
+pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    let table = if case.entry == Entry::Embryonic { FlowTable::Embryonic } else { FlowTable::Confirmed };
+    if !case.current {
         // The entry may be from a time when addresses were not checked, or not known to be nodes'.
         if let Err(reason) = link::addresses(tables, case).and_then(|()| link::overlay(tables, case)) {
             tables.remove_flow(table, &case.key);
             return Err(reason);
         }
-        match judge_again(tables, case) {
-            Ok(()) => {}
-            Err(Reason::Revoked) if keeps_established(tables) => {}
-            Err(reason) => {
+        match case.judged {
+            Reason::Passed => {}
+            Reason::Revoked if keeps_established(tables) => {}
+            reason => {
                 if reason == Reason::Revoked {
                     bury(tables, case);
                 }
@@ -154,7 +155,7 @@ fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
     let seen_again = case.renews_row() && case.row.last_seen != case.now();
     let changed = seen_again || case.row.phase != phase;
     case.row.phase = phase;
-    let rewrite = learn_way(case, seen_again) | !current;
+    let rewrite = learn_way(case, seen_again) | !case.current;
     case.renew_row();
     if first_reply {
         confirm(tables, case)?;
@@ -213,18 +214,17 @@ fn bury<T: Tables>(tables: &T, case: &mut Case) {
 /// A packet of a flow whose permission was revoked. Judged anew only under a new policy; until then TCP keeps its
 /// tombstone by what it drops, and others lose it after one idle timeout.
 #[inline(never)]
-fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
-    if case.row_is_current() {
+pub(super) fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+    if case.current {
         if matches!(case.key.protocol, protocol::TCP | protocol::SCTP) && case.row.last_seen != case.now() {
             tables.touch_flow(FlowTable::Tombstones, &case.key, case.now(), case.row.phase);
         }
         return Err(Reason::Revoked);
     }
-    let outcome = judge_again(tables, case);
     case.renew_row();
-    if outcome.is_err() {
+    if case.judged != Reason::Passed {
         tables.put_flow(FlowTable::Tombstones, &case.key, &case.row)?;
-        return outcome;
+        return Err(case.judged);
     }
     case.state = case.state_of_row();
     case.row.phase = flow::next_phase(case.row.phase, &case.packet);
