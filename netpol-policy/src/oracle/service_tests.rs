@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::tests::{NODE, add, address, cluster, flow, from_a, pods, to_a};
+use super::tests::{NODE, add, address, apply, cluster, flow, from_a, pods, to_a};
 use super::*;
 use crate::decode::{Kind, SERVICE_NAME_LABEL};
 use crate::model::HostPort;
@@ -97,14 +97,12 @@ fn d7_after_masquerade_ingress_is_judged_by_the_nodes_address() {
 #[test]
 fn w5_a_pod_that_reaches_itself_through_a_service_is_judged_on_both_sides_by_its_own_address() {
     let own = json!([{ "from": [pods("a")] }]);
+    let direct = flow("x/a", "x/a", TCP, Some(80));
     let (mut cluster, flow) = (with_service(&[to_a(own)]), flow("x/a", "10.96.0.1", TCP, Some(8000)));
     let backend = (address("x/a"), 80);
     assert!(through_service(&cluster, &flow, backend, Some(address(NODE))).allowed);
     cluster.policies.clear();
-    super::tests::apply(&mut cluster, &[from_a(json!([]))]);
+    apply(&mut cluster, &[from_a(json!([]))]);
     assert!(!through_service(&cluster, &flow, backend, None).egress);
-    assert!(
-        allowed(&cluster, &super::tests::flow("x/a", "x/a", TCP, Some(80))).allowed,
-        "without a Service it never leaves"
-    );
+    assert!(allowed(&cluster, &direct).allowed, "without a Service it never leaves");
 }

@@ -61,7 +61,7 @@ impl World {
                 }
                 let count = self.random.below(7);
                 let addresses: Vec<IpAddr> = (0..count)
-                    .map(|_| address(*self.random.pick(&BACKENDS)))
+                    .map(|_| address(self.random.pick::<&str>(&BACKENDS)))
                     .collect::<BTreeSet<_>>()
                     .into_iter()
                     .collect();
@@ -94,7 +94,7 @@ impl World {
 
     fn service(&mut self, name: ObjectName) -> Service {
         let addresses: BTreeSet<IpAddr> =
-            (0..self.random.below(4)).map(|_| address(*self.random.pick(&SERVICE_ADDRESSES))).collect();
+            (0..self.random.below(4)).map(|_| address(self.random.pick::<&str>(&SERVICE_ADDRESSES))).collect();
         let ports = (0..1 + self.random.below(2))
             .map(|_| {
                 let port = *self.random.pick(&PORTS[..3]);

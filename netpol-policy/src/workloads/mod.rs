@@ -1,6 +1,6 @@
 //! From a folder of manifests to what an API server with controllers, a scheduler and one node's kubelet would show of
-//! it: workloads become Pods with UID, nodeName and addresses, lists are taken apart, and namespaces that are referred
-//! to exist.
+//! it: workloads become Pods with UID, nodeName and addresses, Services that select pods get EndpointSlices, lists are
+//! taken apart, and namespaces that are referred to exist.
 //!
 //! [`expand`] is a pure function of the manifests and of what it answered before ([`ExpandOptions::previous`]): a pod
 //! that an edit of the folder does not concern keeps its name, UID, addresses and start time.
@@ -8,10 +8,12 @@
 //! Differences from a real cluster, all of them so that a result can be named and repeated: pods of Deployments,
 //! ReplicaSets, DaemonSets, Jobs and ReplicationControllers are numbered from 0 like those of a StatefulSet (`web-0`;
 //! `web-deployment-0` where another object has that name already); UIDs are a digest of namespace and name; every pod
-//! runs on the one node, whatever nodeName, nodeSelector or affinity say; a CronJob starts nothing. Labels that carry
-//! a hash or a UID (`pod-template-hash`, `controller-revision-hash`, `controller-uid`) are not added.
+//! runs on the one node, whatever nodeName, nodeSelector or affinity say; a CronJob starts nothing; a Service gets no
+//! ClusterIP that it does not name. Labels that carry a hash or a UID (`pod-template-hash`, `controller-revision-hash`,
+//! `controller-uid`) are not added.
 
 mod addresses;
+mod slices;
 mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,8 +61,8 @@ pub struct Assignment {
 /// What the API server would show.
 #[derive(Clone, Debug, Default)]
 pub struct Expanded {
-    /// Namespaces, nodes and pods by name, then all else that decides verdicts, in the order of the manifests. What
-    /// is malformed and neither pod nor workload is among them, for the decoder to refuse.
+    /// Namespaces, nodes and pods by name, then all else that decides verdicts, in the order of the manifests, then the
+    /// EndpointSlices of Services that select pods. What is malformed and neither pod nor workload is among them, for the decoder to refuse.
     pub objects: Vec<Value>,
     /// Pods and workloads that the API server would not have accepted or the node has no address for, each with the
     /// index of the manifest it comes from.
@@ -113,6 +115,8 @@ pub fn expand(values: &[Value], options: &ExpandOptions) -> Expanded {
         }
     }
     let running = run(pods, options, &mut expanded.rejected);
+    let slices = slices::slices(&running, &others, &options.pod_cidrs);
+    others.extend(slices);
     assemble(running, others, options, &mut expanded.objects);
     expanded
 }

@@ -123,16 +123,18 @@ fn a_slice_of_names_has_no_address_and_a_bad_one_is_rejected() {
 #[test]
 fn a_service_range_is_masked_and_of_no_namespace() {
     let range = |cidrs: Value| {
-        object(&json!({
+        json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
             "metadata": { "name": "kubernetes" }, "spec": { "cidrs": cidrs },
-        }))
+        })
     };
-    let Ok(Object::ServiceCidr(both)) = range(json!(["10.96.0.1/16", "fd00:96::1/108"])) else { panic!("range") };
+    let Ok(Object::ServiceCidr(both)) = object(&range(json!(["10.96.0.1/16", "fd00:96::1/108"]))) else {
+        panic!("range")
+    };
     let cidrs: Vec<String> = both.cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(
         (both.name.as_str(), cidrs.as_slice()),
         ("kubernetes", &["10.96.0.0/16".to_owned(), "fd00:96::/108".to_owned()][..])
     );
-    assert_eq!(range(json!(["10.96.0.0/33"])).expect_err("invalid").field, "spec.cidrs[0]");
+    assert_eq!(object(&range(json!(["10.96.0.0/33"]))).expect_err("invalid").field, "spec.cidrs[0]");
 }
