@@ -22,3 +22,4 @@ pub mod process;
 pub mod sandbox;
 mod sctp;
 pub mod servers;
+pub mod traffic;

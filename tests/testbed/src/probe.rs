@@ -81,7 +81,7 @@ pub fn run(probes: &[Probe<'_>]) -> Result<Vec<Outcome>> {
 }
 
 /// Raises the limit of open files as far as needed, and returns it.
-fn descriptors() -> Result<usize> {
+pub(crate) fn descriptors() -> Result<usize> {
     let wanted = (IN_FLIGHT * DESCRIPTORS + OTHER_DESCRIPTORS) as u64;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
     if soft < wanted {

@@ -20,7 +20,9 @@ pub struct Client {
 }
 
 impl Client {
-    pub(super) fn new(kubectl: &Path, kubeconfig: &Path, home: &Path, place: &Place) -> Self {
+    /// The program kubectl with a kubeconfig, and a folder for its caches, run in a place where the server can be reached.
+    #[must_use]
+    pub fn new(kubectl: &Path, kubeconfig: &Path, home: &Path, place: &Place) -> Self {
         Self {
             kubectl: kubectl.to_owned(),
             kubeconfig: kubeconfig.to_owned(),
