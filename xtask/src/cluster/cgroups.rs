@@ -44,14 +44,16 @@ impl Hierarchies {
         self.mounted.iter().map(|hierarchy| hierarchy.group(name)).collect()
     }
 
-    /// Removes what machines have left whose records are gone. A group that has processes stays.
+    /// Removes what machines of any cluster have left whose records are gone. What has a process stays whole: of a living
+    /// machine even a group that is empty at the moment may be about to get one.
     pub(super) fn sweep(&self) {
         for hierarchy in &self.mounted {
             let group = hierarchy.group("cluster");
             let (Some(parent), Some(prefix)) = (group.parent(), group.file_name()) else { continue };
             for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-                if entry.file_name().to_string_lossy().starts_with(&*prefix.to_string_lossy()) {
-                    // Busy: of a cluster with another state.
+                let ours = entry.file_name().to_string_lossy().starts_with(&*prefix.to_string_lossy());
+                if ours && !has_process(&entry.path()) {
+                    // Busy: a process has come meanwhile.
                     let _ = remove_groups(&entry.path());
                 }
             }
@@ -118,6 +120,16 @@ impl Hierarchy {
     }
 }
 
+/// Whether a process is in the group or below it.
+fn has_process(group: &Path) -> bool {
+    fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
+        || fs::read_dir(group)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_process(&entry.path()))
+}
+
 fn join(group: &Path) -> Result<()> {
     fs::write(group.join("cgroup.procs"), "0").with_context(|| format!("cannot enter {}", group.display()))
 }
@@ -166,6 +178,18 @@ fn parse(mounts: &str, own: &str) -> Vec<Hierarchy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_has_the_processes_of_those_below_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("pod/container");
+        fs::create_dir_all(&below).unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "").unwrap();
+        fs::write(below.join("cgroup.procs"), "").unwrap();
+        assert!(!has_process(folder.path()));
+        fs::write(below.join("cgroup.procs"), "17\n").unwrap();
+        assert!(has_process(folder.path()));
+    }
 
     #[test]
     fn hierarchies_of_both_versions_are_found_with_the_callers_place() {

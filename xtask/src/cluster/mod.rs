@@ -36,6 +36,9 @@ use crate::process;
 /// The name of the control plane's machine; the nodes' begin with "node", and come after it.
 const CONTROL_PLANE: &str = "control-plane";
 
+/// The most nodes that `up` starts: addresses of the underlay and of pods end soon after.
+const MOST_NODES: u8 = 50;
+
 /// Commands of `cargo xtask cluster`.
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -76,7 +79,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 pub(crate) struct Options {
     /// Nodes, beside the control plane, which runs no pods
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
     pub(crate) nodes: u8,
     /// How Flannel carries packets of pods between nodes
     #[arg(long, value_enum, default_value = "vxlan")]
@@ -172,9 +175,21 @@ fn down(state: &State) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let _lock = state.lock()?;
-    state.remove()?;
+    remove(state)?;
     eprintln!("cluster: removed");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the cluster, and waits for machines whose records were gone: those end by themselves, and only their control
+/// groups are known, by name.
+fn remove(state: &State) -> Result<()> {
+    state.remove()?;
+    let hierarchies = cgroups::Hierarchies::read()?;
+    let names = (1..=usize::from(MOST_NODES) + nodes::SPARE).map(nodes::name);
+    for name in names.chain([CONTROL_PLANE.to_owned()]) {
+        hierarchies.groups(&state.group(&name)).iter().try_for_each(|group| state::remove_when_empty(group))?;
+    }
+    Ok(())
 }
 
 fn status(state: &State) -> Result<ExitCode> {

@@ -108,7 +108,7 @@ pub(super) fn node(control_plane: &Machine, node: &Machine, index: usize, famili
     ip(
         &control_plane.network(),
         &[
-            format!("link add {name} type veth peer name eth0 netns {pid}"),
+            format!("link add {name} type veth peer name eth0 address {} netns {pid}", hardware_address(index)),
             format!("link set {name} master {BRIDGE}"),
             format!("link set {name} up"),
         ],
@@ -120,6 +120,13 @@ pub(super) fn node(control_plane: &Machine, node: &Machine, index: usize, famili
         lines.push(format!("route add default via {gateway} dev eth0"));
     }
     ip(&node.network(), &lines)
+}
+
+/// A machine that comes back has the hardware address that it had, which its neighbours remember for a while.
+fn hardware_address(machine: usize) -> String {
+    let [high, low] = u16::try_from(machine).unwrap_or(u16::MAX).to_be_bytes();
+    // Locally administered, unicast (IEEE 802, section 8.4.2).
+    format!("02:00:c6:12:{high:02x}:{low:02x}")
 }
 
 fn prepare(place: &Place) -> Result<()> {

@@ -235,18 +235,20 @@ impl Machine {
     }
 
     fn remove_cgroups(&self) -> Result<()> {
-        for group in &self.cgroups {
-            let begin = Instant::now();
-            // A group is busy for a moment after its last process has ended.
-            while let Err(error) = remove_groups(group) {
-                if begin.elapsed() > END {
-                    return Err(error).with_context(|| format!("cannot remove {}", group.display()));
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-        Ok(())
+        self.cgroups.iter().try_for_each(|group| remove_when_empty(group))
     }
+}
+
+/// Removes a control group whose processes are ending: it is busy for a moment after the last of them has.
+pub(super) fn remove_when_empty(group: &Path) -> Result<()> {
+    let begin = Instant::now();
+    while let Err(error) = remove_groups(group) {
+        if begin.elapsed() > END {
+            return Err(error).with_context(|| format!("cannot remove {}", group.display()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Removes a control group with all below it. Its files go with it and cannot be removed by themselves.

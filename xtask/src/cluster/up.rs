@@ -38,7 +38,7 @@ pub(super) fn main(state: &State, options: &Options) -> Result<ExitCode> {
         }
         // Left by an `up` that was interrupted, or by a machine that has been restarted since.
         Some(_) | None => {
-            state.remove()?;
+            super::remove(state)?;
             drop(lock);
             state.lock()?
         }
