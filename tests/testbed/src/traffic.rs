@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::namespace::Namespace;
-use crate::place::Place;
 use crate::probe;
 
 /// Time between two datagrams of a flow: a gap of a few milliseconds shows, and a dozen flows leave the machine time for
@@ -153,8 +153,20 @@ impl Flow {
         let steady =
             place.run(|| route.socket().with_context(|| format!("no socket from {source} to {destination}")))?;
         let sender = Sender::new(id, route, steady, Arc::clone(&shared))?;
-        let thread = thread::Builder::new().name("flow".to_owned()).spawn(move || sender.run(&place));
-        Ok(Self { id, shared, thread: Some(thread.context("cannot start a thread")?) })
+        let (entered, outcome) = channel();
+        let thread = thread::Builder::new().name("flow".to_owned()).spawn(move || {
+            let there = place.enter();
+            let is_there = there.is_ok();
+            // Whoever asked waits for it.
+            let _ = entered.send(there);
+            if is_there {
+                sender.run();
+            }
+        });
+        let thread = Some(thread.context("cannot start a thread")?);
+        // From then on its sockets keep the namespace, whatever becomes of `from`.
+        outcome.recv().context("the thread of a flow")??;
+        Ok(Self { id, shared, thread })
     }
 
     /// Stops sending, and waits for answers that are under way.
@@ -239,11 +251,7 @@ impl Sender {
         Ok(Self { id, route, epoll, steady, fresh: HashMap::new(), expiring: VecDeque::new(), shared })
     }
 
-    fn run(mut self, place: &Place) {
-        // Its namespace lives as long as its socket, so that it can be entered.
-        if place.enter().is_err() {
-            return;
-        }
+    fn run(mut self) {
         let mut due = Instant::now();
         let mut events = [EpollEvent::empty(); 64];
         while !self.shared.stop.load(Ordering::Relaxed) {

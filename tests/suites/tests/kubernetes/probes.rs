@@ -15,8 +15,11 @@ fn probed(arguments: &Value, probe: &Value) -> Value {
     // A busy machine takes seconds to start a program; what is dropped fails however long it may take.
     probe["timeoutSeconds"] = 10.into();
     probe["failureThreshold"] = 3.into();
+    let mut startup = probe.clone();
+    startup["failureThreshold"] = 60.into();
     json!({ "spec": { "containers": [{
-        "name": "server", "image": AGNHOST, "args": arguments, "readinessProbe": probe, "livenessProbe": probe,
+        "name": "server", "image": AGNHOST, "args": arguments,
+        "startupProbe": startup, "readinessProbe": probe, "livenessProbe": probe,
     }] } })
 }
 
