@@ -5,18 +5,16 @@ mod support;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use netpol_common::abi::{EndpointWord, LOCAL_BACKENDS, ServiceKey, ServiceRow, names};
+use netpol_common::abi::{EndpointWord, LOCAL_BACKENDS, ServiceRow, names};
 use netpol_policy::compile::{Capacities, Change, Endpoint, MapOp, Refusal, Refused, Snapshot};
 use netpol_policy::decode::{Kind, Object};
 use netpol_policy::model::{
     EndpointPort, EndpointSlice, HostPort, Labels, Namespace, Node as ClusterNode, ObjectName, Phase, Pod, Policy,
     Protocol, Selector, Service, ServiceCidr, ServicePort, TargetPort,
 };
-use netpol_policy::oracle::service_backends;
-use netpol_policy::testing::{NODE, Random, World};
-use support::{Node, cases, first_seed};
+use netpol_policy::testing::NODE;
+use support::{Node, local_backends as local, service_key as key};
 
-const TCP: u8 = 6;
 /// This node's own addresses.
 const HERE: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
 
@@ -103,22 +101,6 @@ fn start_with(capacities: Capacities) -> Node {
 
 fn start() -> Node {
     start_with(Capacities::default())
-}
-
-fn key(address: &str, port: u16) -> ServiceKey {
-    let address = match address {
-        "" => [0; 16],
-        text => match text.parse().unwrap() {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        },
-    };
-    ServiceKey { address, port: port.to_be_bytes(), protocol: TCP, pad: 0 }
-}
-
-fn local(row: &ServiceRow) -> BTreeSet<(IpAddr, u16)> {
-    let meant = row.local.iter().take(row.count as usize);
-    meant.map(|to| (IpAddr::from(to.address).to_canonical(), u16::from_be_bytes(to.port))).collect()
 }
 
 /// Local backends of a row; `None`: there is no row.
@@ -427,75 +409,4 @@ fn ranges_that_do_not_fit_are_refused_and_those_of_the_option_come_first() {
     assert!(node.tables.snapshot().service_cidrs.contains(&"10.97.0.0/16".parse().unwrap()));
     assert_eq!(plan.refused.len(), 1);
     assert_eq!(refused(&node), ["service range 10.96.0.0/16 in map SERVICE_CIDRS (kubernetes)"]);
-}
-
-/// Each address and port that anything may be rewritten at.
-fn asked(world: &World) -> BTreeSet<(IpAddr, u16, u8)> {
-    let mut at: BTreeSet<IpAddr> = world.addresses().into_iter().collect();
-    at.extend(world.cluster.services.values().flat_map(|service| &service.addresses));
-    // No packet is sent to it, and a key with it stands for the node.
-    at.retain(|address| !address.is_unspecified());
-    let mut ports: BTreeSet<u16> = [1, 53, 80, 443, 8080, 30_053, 30_080, 30_443].into();
-    ports.extend(world.cluster.pods.values().flat_map(|pod| &pod.host_ports).map(|host_port| host_port.port));
-    let mut asked = BTreeSet::new();
-    for address in at {
-        for port in &ports {
-            asked.extend([6, 17, 132].map(|protocol| (address, *port, protocol)));
-        }
-    }
-    asked
-}
-
-#[test]
-fn rows_name_the_local_backends_that_services_have_by_the_api_text() {
-    let (mut checked, mut named) = (0_u64, 0_u64);
-    let (first, cases) = (first_seed(), cases(60));
-    for seed in first..first + cases {
-        let mut world = World::new(seed);
-        let mut random = Random::new(seed ^ 0xd6);
-        let mut node = Node::new(Capacities::default(), Snapshot::default());
-        node.apply(world.everything());
-        for _ in 0..8 {
-            for _ in 0..random.below(6) {
-                let change = world.step();
-                node.apply([change]);
-            }
-            let _plan = node.program();
-            // The text knows a node's addresses by its Node alone.
-            let mut cluster = world.cluster.clone();
-            let own = cluster
-                .nodes
-                .entry(NODE.to_owned())
-                .or_insert_with(|| ClusterNode { name: NODE.to_owned(), addresses: Vec::new() });
-            own.addresses.extend(&world.local);
-            let here: BTreeSet<IpAddr> = own.addresses.iter().copied().collect();
-            let services = &node.tables.snapshot().services;
-            for (address, port, protocol) in asked(&world) {
-                let at = |address: &str| ServiceKey { protocol, ..key(address, port) };
-                let rows = [Some(at(&address.to_string())), here.contains(&address).then(|| at(""))];
-                let rows: Vec<&ServiceRow> = rows.iter().flatten().filter_map(|key| services.get(key)).collect();
-                let mut expected = service_backends(&cluster, address, port, protocol);
-                // Other nodes' node ports and host ports are rewritten there.
-                let is_elsewhere =
-                    cluster.nodes.values().any(|node| node.name != NODE && node.addresses.contains(&address));
-                if is_elsewhere && rows.is_empty() {
-                    expected = None;
-                }
-                let context = format!("seed {seed}: {address} {port} {protocol}");
-                assert_eq!(rows.is_empty(), expected.is_none(), "{context}: {rows:?} {expected:?}");
-                checked += 1;
-                let Some(expected) = expected else { continue };
-                let expected: BTreeSet<_> = expected.into_iter().filter(|(to, _)| here.contains(to)).collect();
-                if is_elsewhere || rows.iter().any(|row| row.count as usize > LOCAL_BACKENDS) {
-                    continue;
-                }
-                let found = rows.iter().flat_map(|row| local(row));
-                let found: BTreeSet<_> = found.filter(|(to, _)| to.is_ipv4() == address.is_ipv4()).collect();
-                named += found.len() as u64;
-                assert_eq!(found, expected, "{context}");
-            }
-        }
-    }
-    println!("{cases} histories, {checked} addresses and ports, {named} local backends, 0 disagreements");
-    assert!(named > 0, "some backends must be local");
 }

@@ -60,7 +60,7 @@ impl Compiler {
             objects: owners,
             map: Counted::Services.name(),
         };
-        if self.refused_services.insert(key, refusal.clone()).is_none() {
+        if self.refused_services.insert(key, refusal.clone()).as_ref() != Some(&refusal) {
             self.newly_refused_services.push(refusal);
         }
     }

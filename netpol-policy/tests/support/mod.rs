@@ -2,10 +2,12 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses its own part of this module")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use netpol_common::abi::{CLASS_ANY, Direction, PROTOCOL_ANY, PortKeyData, RuleKey, rule_action};
+use netpol_common::abi::{
+    CLASS_ANY, Direction, PROTOCOL_ANY, PortKeyData, RuleKey, ServiceKey, ServiceRow, rule_action,
+};
 use netpol_common::abi::{SET_ALLOW_ALL, SET_DENY_ALL, SET_PENDING};
 use netpol_common::decide::{PolicyVerdict, policy_verdict};
 use netpol_common::tables::Tables as _;
@@ -234,4 +236,22 @@ impl Meaning {
             .collect();
         assert!(differing.is_empty(), "{context}: {differing:#?}");
     }
+}
+
+/// The key of an address, the empty text for any address of the node, and a TCP port.
+pub(crate) fn service_key(address: &str, port: u16) -> ServiceKey {
+    let address = match address {
+        "" => [0; 16],
+        text => match text.parse().unwrap() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        },
+    };
+    ServiceKey { address, port: port.to_be_bytes(), protocol: 6, pad: 0 }
+}
+
+/// The backends that a row names.
+pub(crate) fn local_backends(row: &ServiceRow) -> BTreeSet<(IpAddr, u16)> {
+    let meant = row.local.iter().take(row.count as usize);
+    meant.map(|to| (IpAddr::from(to.address).to_canonical(), u16::from_be_bytes(to.port))).collect()
 }
