@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::interfaces::netlink;
 use crate::metrics::State;
 use crate::reconcile::{self, Engine};
-use crate::{dataplane, http, source, telemetry};
+use crate::{dataplane, guard, http, source, telemetry};
 
 /// Commands that may wait for the reconcile loop.
 const COMMANDS: usize = 4096;
@@ -51,6 +51,8 @@ fn start(config: Config) -> anyhow::Result<()> {
 
 fn remove(uninstall: &Uninstall) -> anyhow::Result<()> {
     telemetry::init(&uninstall.log)?;
+    // First: without programs nothing is stamped, and an armed guard would drop it all.
+    guard::remove()?;
     let links = netlink::Netlink::open()?.links()?;
     dataplane::uninstall(&uninstall.bpf_root, links.iter().map(|link| link.index))?;
     match std::fs::remove_dir_all(&uninstall.runtime_dir) {
@@ -59,7 +61,7 @@ fn remove(uninstall: &Uninstall) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    info!("removed every program, link, map and runtime file");
+    info!("removed every program, link, map, runtime file, and the table of nftables");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dataplane;
+pub mod guard;
 pub mod http;
 pub mod intake;
 pub mod interfaces;

@@ -1,24 +1,26 @@
-//! The two programs on a pod's host-side veth.
+//! The programs on devices: two on a pod's host-side veth, one on every other device by which a packet can leave.
 //!
-//! What the pod sends is judged at TC *ingress* of its veth, what it receives at TC *egress* (decision D2). Where the
-//! kernel has TCX (6.6 and later), each is a pinned link, first in its chain; else a clsact filter with a fixed priority
-//! and handle, which survives the agent by itself. Both are adopted at the next start and never leave a moment without
-//! a program: a link's program is exchanged in place, a filter is replaced. Other people's programs, filters and qdiscs
-//! are neither removed nor reordered among themselves.
+//! What the pod sends is judged at TC *ingress* of its veth, what it receives at TC *egress*; what had to be deferred
+//! is judged at TC egress of the device by which it leaves (decisions D2, D6). Where the kernel has TCX (6.6 and later),
+//! each is a pinned link, first in its chain; else a clsact filter with a fixed priority and handle, which survives the
+//! agent by itself. Both are adopted at the next start and never leave a moment without a program: a link's program is
+//! exchanged in place, a filter is replaced. Other people's programs, filters and qdiscs are neither removed nor
+//! reordered among themselves.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, TcError, tc};
-use netpol_common::abi::{Direction, programs};
+use netpol_common::abi::programs;
 
 use super::pins::{PinError, Pins};
 use super::sys::{self, SyscallError, TcxHook};
 
 /// Priority of our clsact filter: 1 is the first that runs.
 const CLSACT_PRIORITY: u16 = 1;
-/// Handle of our clsact filter, so that the next agent finds it.
-const CLSACT_HANDLE: u32 = 0x6e70_0001;
+/// Handles of our clsact filters, so that the next agent finds them. A device that becomes a pod's has both programs of
+/// its egress hook for a moment.
+const CLSACT_HANDLES: [u32; 2] = [0x6e70_0001, 0x6e70_0002];
 /// `BPF_LINK_TYPE_TCX`.
 const LINK_TYPE_TCX: u32 = 11;
 
@@ -76,10 +78,98 @@ pub enum Place {
     Missing,
 }
 
-/// A loaded program of one direction.
+/// A TC program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// Judges what a pod sends.
+    PodEgress,
+    /// Judges what a pod receives.
+    PodIngress,
+    /// Judges what pods send by its real destination, where it leaves by a device that is no pod's.
+    HostEgress,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PodEgress, Self::PodIngress, Self::HostEgress];
+
+    /// Its name in the object, and the name of its pin.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PodEgress => programs::POD_EGRESS,
+            Self::PodIngress => programs::POD_INGRESS,
+            Self::HostEgress => programs::HOST_EGRESS,
+        }
+    }
+
+    /// Pin name of its second copy.
+    #[must_use]
+    pub const fn twin_name(self) -> &'static str {
+        match self {
+            Self::PodEgress => "pod_egress_twin",
+            Self::PodIngress => "pod_ingress_twin",
+            Self::HostEgress => "host_egress_twin",
+        }
+    }
+
+    /// How the pins of its links end.
+    #[must_use]
+    pub const fn link_suffix(self) -> &'static str {
+        match self {
+            Self::PodEgress => "eg",
+            Self::PodIngress => "in",
+            Self::HostEgress => "he",
+        }
+    }
+
+    /// The TC hook, as seen from the device: what a pod sends comes in by its veth.
+    const fn tcx_hook(self) -> TcxHook {
+        match self {
+            Self::PodEgress => TcxHook::Ingress,
+            Self::PodIngress | Self::HostEgress => TcxHook::Egress,
+        }
+    }
+
+    const fn tc_hook(self) -> TcAttachType {
+        match self {
+            Self::PodEgress => TcAttachType::Ingress,
+            Self::PodIngress | Self::HostEgress => TcAttachType::Egress,
+        }
+    }
+
+    const fn clsact_handle(self) -> u32 {
+        match self {
+            Self::PodEgress | Self::PodIngress => CLSACT_HANDLES[0],
+            Self::HostEgress => CLSACT_HANDLES[1],
+        }
+    }
+}
+
+/// What a device is to us, which says what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The host side of a pod's veth.
+    Pod,
+    /// Any other device by which packets of pods can leave.
+    Host,
+}
+
+impl Role {
+    /// The programs that such a device carries.
+    #[must_use]
+    pub const fn programs(self) -> &'static [Program] {
+        match self {
+            Self::Pod => &[Program::PodEgress, Program::PodIngress],
+            Self::Host => &[Program::HostEgress],
+        }
+    }
+}
+
+/// A loaded program.
 #[derive(Debug)]
 struct Loaded {
-    direction: Direction,
+    program: Program,
     fd: OwnedFd,
     id: u32,
     classifier: SchedClassifier,
@@ -90,6 +180,15 @@ struct Loaded {
 }
 
 impl Loaded {
+    fn open(pins: &Pins, program: Program) -> Result<Self, AttachError> {
+        let path = pins.program(program.name());
+        let fd = sys::open_pinned(&path)?;
+        let id = sys::program_info(fd.as_fd())?.id;
+        let twin = sys::open_pinned(&pins.program(program.twin_name()))?;
+        let twin_id = sys::program_info(twin.as_fd())?.id;
+        Ok(Self { program, fd, id, classifier: SchedClassifier::from_pin(&path)?, twin, twin_id })
+    }
+
     const fn is(&self, id: u32) -> bool {
         id == self.id || id == self.twin_id
     }
@@ -99,54 +198,18 @@ impl Loaded {
 #[derive(Debug)]
 pub struct Attacher {
     mechanism: Mechanism,
-    loaded: [Loaded; 2],
-}
-
-/// TC hook, as seen from the veth, that judges a direction, as seen from the pod.
-const fn tcx_hook(direction: Direction) -> TcxHook {
-    match direction {
-        Direction::Ingress => TcxHook::Egress,
-        Direction::Egress => TcxHook::Ingress,
-    }
-}
-
-const fn tc_hook(direction: Direction) -> TcAttachType {
-    match direction {
-        Direction::Ingress => TcAttachType::Egress,
-        Direction::Egress => TcAttachType::Ingress,
-    }
-}
-
-/// Pin name of the second copy of a program.
-#[must_use]
-pub const fn twin_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "pod_ingress_twin",
-        Direction::Egress => "pod_egress_twin",
-    }
-}
-
-/// Name of the program that judges a direction.
-#[must_use]
-pub const fn program_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => programs::POD_INGRESS,
-        Direction::Egress => programs::POD_EGRESS,
-    }
+    loaded: Vec<Loaded>,
 }
 
 impl Attacher {
     /// Opens the pinned programs.
     pub fn open(pins: &Pins, mechanism: Mechanism) -> Result<Self, AttachError> {
-        let open = |direction| -> Result<Loaded, AttachError> {
-            let path = pins.program(program_name(direction));
-            let fd = sys::open_pinned(&path)?;
-            let id = sys::program_info(fd.as_fd())?.id;
-            let twin = sys::open_pinned(&pins.program(twin_name(direction)))?;
-            let twin_id = sys::program_info(twin.as_fd())?.id;
-            Ok(Loaded { direction, fd, id, classifier: SchedClassifier::from_pin(&path)?, twin, twin_id })
-        };
-        Ok(Self { mechanism, loaded: [open(Direction::Egress)?, open(Direction::Ingress)?] })
+        let loaded = Program::ALL.into_iter().map(|program| Loaded::open(pins, program)).collect::<Result<_, _>>()?;
+        Ok(Self { mechanism, loaded })
+    }
+
+    fn of(&self, role: Role) -> impl Iterator<Item = &Loaded> {
+        self.loaded.iter().filter(move |loaded| role.programs().contains(&loaded.program))
     }
 
     /// How programs are attached.
@@ -155,9 +218,9 @@ impl Attacher {
         self.mechanism
     }
 
-    /// Attaches both programs to an interface, or adopts what an earlier agent attached.
-    pub fn attach(&mut self, pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
-        for loaded in &mut self.loaded {
+    /// Attaches what an interface of this role carries, or adopts what an earlier agent attached.
+    pub fn attach(&mut self, pins: &Pins, ifindex: u32, role: Role) -> Result<(), AttachError> {
+        for loaded in self.loaded.iter_mut().filter(|loaded| role.programs().contains(&loaded.program)) {
             match self.mechanism {
                 Mechanism::Tcx => attach_tcx(pins, ifindex, loaded)?,
                 Mechanism::Clsact => attach_clsact(ifindex, loaded)?,
@@ -166,14 +229,14 @@ impl Attacher {
         Ok(())
     }
 
-    /// Takes both programs off an interface. A device that is gone took them along; its pins go either way.
-    pub fn detach(&mut self, pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
-        for loaded in &self.loaded {
-            Pins::remove(&pins.link(ifindex, loaded.direction))?;
+    /// Takes what belongs to a role off an interface. A device that is gone took it along; its pins go either way.
+    pub fn detach(&self, pins: &Pins, ifindex: u32, role: Role) -> Result<(), AttachError> {
+        for program in role.programs() {
+            Pins::remove(&pins.link(ifindex, *program))?;
             if self.mechanism == Mechanism::Clsact
                 && let Some(name) = interface_name(ifindex)
             {
-                detach_clsact(&name, loaded.direction)?;
+                detach_filter(&name, *program)?;
             }
         }
         Ok(())
@@ -181,19 +244,19 @@ impl Attacher {
 
     /// Puts our programs in front of those that were attached before them. With clsact, priority 1 is in front already;
     /// who shares it comes in the order of handles, which attaching again does not change.
-    pub fn go_first(&self, pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
+    pub fn go_first(&self, pins: &Pins, ifindex: u32, role: Role) -> Result<(), AttachError> {
         if self.mechanism == Mechanism::Clsact {
             return Ok(());
         }
-        for loaded in &self.loaded {
-            let hook = tcx_hook(loaded.direction);
+        for loaded in self.of(role) {
+            let hook = loaded.program.tcx_hook();
             let ids = sys::tcx_query(ifindex, hook)?;
             if ids.first().is_none_or(|id| loaded.is(*id)) {
                 continue;
             }
             let other = if ids.contains(&loaded.id) { &loaded.twin } else { &loaded.fd };
             let link = sys::tcx_link_create(other.as_fd(), ifindex, hook)?;
-            let path = pins.link(ifindex, loaded.direction);
+            let path = pins.link(ifindex, loaded.program);
             let new = path.with_file_name(format!("{ifindex}-new"));
             Pins::remove(&new)?;
             sys::pin(link.as_fd(), &new)?;
@@ -207,12 +270,12 @@ impl Attacher {
         Ok(())
     }
 
-    /// Where our programs are in the TCX chains of an interface: the worse of both directions. A clsact filter cannot be
+    /// Where our programs are in the TCX chains of an interface: the worst of them. A clsact filter cannot be
     /// asked for by program id without CAP_SYS_ADMIN; attaching it again replaces it in place, or puts it back.
-    pub fn place(&self, ifindex: u32) -> Result<Place, AttachError> {
+    pub fn place(&self, ifindex: u32, role: Role) -> Result<Place, AttachError> {
         let mut worst = Place::First;
-        for loaded in &self.loaded {
-            let ids = sys::tcx_query(ifindex, tcx_hook(loaded.direction))?;
+        for loaded in self.of(role) {
+            let ids = sys::tcx_query(ifindex, loaded.program.tcx_hook())?;
             let place = match ids.iter().position(|id| loaded.is(*id)) {
                 Some(0) => Place::First,
                 Some(_) => Place::Behind,
@@ -229,8 +292,8 @@ impl Attacher {
 }
 
 fn attach_tcx(pins: &Pins, ifindex: u32, loaded: &Loaded) -> Result<(), AttachError> {
-    let path = pins.link(ifindex, loaded.direction);
-    let hook = tcx_hook(loaded.direction);
+    let path = pins.link(ifindex, loaded.program);
+    let hook = loaded.program.tcx_hook();
     if let Ok(link) = sys::open_pinned(&path) {
         let info = sys::link_info(link.as_fd())?;
         if info.link_type == LINK_TYPE_TCX && info.ifindex == ifindex && info.attach_type == hook as u32 {
@@ -253,8 +316,8 @@ fn attach_tcx(pins: &Pins, ifindex: u32, loaded: &Loaded) -> Result<(), AttachEr
 /// Takes our filters off an interface, if it bears any: they are known by priority, handle and name.
 pub fn detach_filters(ifindex: u32) -> Result<(), AttachError> {
     let Some(name) = interface_name(ifindex) else { return Ok(()) };
-    for direction in [Direction::Ingress, Direction::Egress] {
-        match tc::qdisc_detach_program(&name, tc_hook(direction), program_name(direction)) {
+    for program in Program::ALL {
+        match tc::qdisc_detach_program(&name, program.tc_hook(), program.name()) {
             Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
             // Without a clsact qdisc there is no filter.
             Err(TcError::NetlinkError(error))
@@ -283,8 +346,8 @@ fn attach_clsact(ifindex: u32, loaded: &mut Loaded) -> Result<(), AttachError> {
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         other => other?,
     }
-    let hook = tc_hook(loaded.direction);
-    let handle = TcHandle::from(CLSACT_HANDLE);
+    let hook = loaded.program.tc_hook();
+    let handle = TcHandle::from(loaded.program.clsact_handle());
     let options = NlOptions { priority: CLSACT_PRIORITY, handle, ..NlOptions::default() };
     let id = match loaded.classifier.attach_with_options(&name, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
@@ -301,9 +364,9 @@ fn attach_clsact(ifindex: u32, loaded: &mut Loaded) -> Result<(), AttachError> {
     Ok(())
 }
 
-fn detach_clsact(name: &str, direction: Direction) -> Result<(), AttachError> {
-    let handle = TcHandle::from(CLSACT_HANDLE);
-    match SchedClassifierLink::attached(name, tc_hook(direction), CLSACT_PRIORITY, handle, None) {
+fn detach_filter(name: &str, program: Program) -> Result<(), AttachError> {
+    let handle = TcHandle::from(program.clsact_handle());
+    match SchedClassifierLink::attached(name, program.tc_hook(), CLSACT_PRIORITY, handle, None) {
         Ok(link) => {
             use aya::programs::links::Link as _;
             match link.detach() {

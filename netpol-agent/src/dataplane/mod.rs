@@ -21,13 +21,13 @@ use std::path::Path;
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use netpol_common::abi::{Digest, DigestKey, Direction, id_kind, names};
+use netpol_common::abi::{Digest, DigestKey, id_kind, names};
 use netpol_policy::compile::MapOp;
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use crate::config::{Attach, Config, ObjectSource};
-use attach::{AttachError, Attacher, Mechanism, Place, program_name, twin_name};
+use attach::{AttachError, Attacher, Mechanism, Place, Program, Role};
 use counters::{DropCounters, EndpointNamespaces};
 use maps::{Maps, MapsError};
 use pins::{PinError, Pins};
@@ -104,7 +104,7 @@ impl Dataplane {
         let pins = Pins::open(&config.bpf_root)?;
         let present = names::ALL.iter().filter(|name| pins.map(name).exists()).count();
         let adopted = present == names::ALL.len();
-        let programs = [Direction::Egress, Direction::Ingress].map(|direction| pins.program(program_name(direction)));
+        let programs = Program::ALL.map(|program| pins.program(program.name()));
         if !adopted && programs.iter().any(|path| path.exists()) {
             // Programs are pinned after all maps: somebody took maps away. Building new ones would let everything pass.
             let map = names::ALL.into_iter().find(|name| !pins.map(name).exists()).unwrap_or_default();
@@ -127,24 +127,24 @@ impl Dataplane {
         Ok(Self { pins, maps, attacher })
     }
 
-    /// Attaches both programs to an interface.
-    pub fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
-        Ok(self.attacher.attach(&self.pins, ifindex)?)
+    /// Attaches what an interface of this role carries.
+    pub fn attach(&mut self, ifindex: u32, role: Role) -> Result<(), DataplaneError> {
+        Ok(self.attacher.attach(&self.pins, ifindex, role)?)
     }
 
-    /// Takes the programs off an interface.
-    pub fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
-        Ok(self.attacher.detach(&self.pins, ifindex)?)
+    /// Takes what belongs to a role off an interface.
+    pub fn detach(&self, ifindex: u32, role: Role) -> Result<(), DataplaneError> {
+        Ok(self.attacher.detach(&self.pins, ifindex, role)?)
     }
 
     /// Where our programs are on an interface.
-    pub fn place(&self, ifindex: u32) -> Result<Place, DataplaneError> {
-        Ok(self.attacher.place(ifindex)?)
+    pub fn place(&self, ifindex: u32, role: Role) -> Result<Place, DataplaneError> {
+        Ok(self.attacher.place(ifindex, role)?)
     }
 
     /// Puts our programs first on an interface.
-    pub fn go_first(&self, ifindex: u32) -> Result<(), DataplaneError> {
-        Ok(self.attacher.go_first(&self.pins, ifindex)?)
+    pub fn go_first(&self, ifindex: u32, role: Role) -> Result<(), DataplaneError> {
+        Ok(self.attacher.go_first(&self.pins, ifindex, role)?)
     }
 
     /// Elements that a map has room for.
@@ -218,8 +218,8 @@ fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneErro
         check_compatible(pins, &shapes)?;
     }
     // Twice: see `attach` for what the second copy is for.
-    drop(load_programs(pins, &mut loader, adopted, program_name)?);
-    let twins = load_programs(pins, &mut loader, adopted, twin_name)?;
+    drop(load_programs(pins, &mut loader, adopted, Program::name)?);
+    let twins = load_programs(pins, &mut loader, adopted, Program::twin_name)?;
     #[cfg(feature = "datapath-log")]
     let twins = datapath_log::forward(twins, pins)?;
     drop(twins);
@@ -230,11 +230,11 @@ fn load_programs(
     pins: &Pins,
     loader: &mut EbpfLoader<'_>,
     adopted: bool,
-    pin_name: fn(Direction) -> &'static str,
+    pin_name: fn(Program) -> &'static str,
 ) -> Result<Ebpf, DataplaneError> {
     let mut ebpf = loader.load(object::OBJECT)?;
-    for direction in [Direction::Egress, Direction::Ingress] {
-        let name = program_name(direction);
+    for part in Program::ALL {
+        let name = part.name();
         let program: &mut SchedClassifier =
             ebpf.program_mut(name)
                 .ok_or(DataplaneError::NoProgram(name))?
@@ -242,7 +242,7 @@ fn load_programs(
                 .map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         program.load().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
         let fd = program.fd().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
-        pin_program(pins, pin_name(direction), fd.as_fd(), adopted)?;
+        pin_program(pins, pin_name(part), fd.as_fd(), adopted)?;
     }
     Ok(ebpf)
 }

@@ -4,7 +4,7 @@
 //! <bpf root>/netpol-agent/            locked while an agent runs
 //!   v<ABI>/maps/<NAME>
 //!   v<ABI>/programs/<name>
-//!   v<ABI>/links/<ifindex>-<in|eg>    TCX links only; clsact filters stay on their qdisc by themselves
+//!   v<ABI>/links/<ifindex>-<in|eg|he> TCX links only; clsact filters stay on their qdisc by themselves
 //! ```
 //! Names hold no dots: bpffs refuses them. The layout of this directory never changes, so that any version finds what
 //! another one left (decision D14).
@@ -14,7 +14,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use netpol_common::abi::{ABI_VERSION, Direction};
+use netpol_common::abi::ABI_VERSION;
+
+use super::attach::Program;
 
 /// A pin could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -94,14 +96,10 @@ impl Pins {
         self.version.join("programs").join(name)
     }
 
-    /// Path of the link that judges one direction of a pod at one interface.
+    /// Path of the link that attaches a program to an interface.
     #[must_use]
-    pub fn link(&self, ifindex: u32, direction: Direction) -> PathBuf {
-        let suffix = match direction {
-            Direction::Ingress => "in",
-            Direction::Egress => "eg",
-        };
-        self.version.join("links").join(format!("{ifindex}-{suffix}"))
+    pub fn link(&self, ifindex: u32, program: Program) -> PathBuf {
+        self.version.join("links").join(format!("{ifindex}-{}", program.link_suffix()))
     }
 
     /// Interfaces that have a pinned link.

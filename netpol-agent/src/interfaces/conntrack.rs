@@ -8,13 +8,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+use super::nfnetlink::{Attributes, Nfnetlink, attributes};
 
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 const CT_GET: u16 = (1 << 8) | 1;
 
@@ -62,60 +57,12 @@ pub struct Connection {
 ///
 /// Fails where the kernel has no connection tracking; the caller then lives with the bounded reverse window alone.
 pub fn connections() -> io::Result<Vec<Connection>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    let _address = socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut netlink = Nfnetlink::open()?;
     let mut found = Vec::new();
-    let mut buffer = vec![0_u8; 64 * 1024];
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let _sent = socket.send(&request(family as u8), 0)?;
-        'dump: loop {
-            let received = socket.recv(&mut &mut buffer[..], 0)?;
-            let mut rest = &buffer[..received];
-            while let Some((kind, payload, next)) = message(rest) {
-                rest = next;
-                match kind {
-                    NLMSG_DONE => break 'dump,
-                    NLMSG_ERROR => {
-                        let code = payload.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-                        return Err(io::Error::from_raw_os_error(-code));
-                    }
-                    // Four bytes of nfgenmsg come first.
-                    _ => found.extend(payload.get(4..).and_then(connection)),
-                }
-            }
-        }
+        found.extend(netlink.dump(CT_GET, family as u8, &Attributes::new(), |_, bytes| connection(bytes))?);
     }
     Ok(found)
-}
-
-fn request(family: u8) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20);
-    bytes.extend(20_u32.to_ne_bytes());
-    bytes.extend(CT_GET.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    bytes.extend([0; 8]);
-    // nfgenmsg: family, NFNETLINK_V0, resource id.
-    bytes.extend([family, 0, 0, 0]);
-    bytes
-}
-
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-    let payload = bytes.get(16..length)?;
-    Some((kind, payload, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// The attributes of one level, without the flags in the upper two bits of their types.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?) & 0x3fff;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 fn connection(bytes: &[u8]) -> Option<Connection> {

@@ -182,6 +182,7 @@ mod tests {
             peer_namespace: Some(1),
             peer_index: Some(2),
             mac: Some(mac),
+            ..Link::default()
         }
     }
 

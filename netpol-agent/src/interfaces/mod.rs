@@ -8,3 +8,4 @@ pub mod cni;
 pub mod conntrack;
 pub mod identity;
 pub mod netlink;
+pub mod nfnetlink;

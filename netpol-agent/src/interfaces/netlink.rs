@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -52,7 +52,7 @@ fn syscall(call: &'static str) -> impl FnOnce(io::Error) -> NetlinkError {
 }
 
 /// A network device of the host, as far as it matters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
     pub index: u32,
@@ -68,6 +68,12 @@ pub struct Link {
     pub peer_index: Option<u32>,
     /// Hardware address.
     pub mac: Option<[u8; 6]>,
+    /// Whether it is the loopback device.
+    pub loopback: bool,
+    /// Whether it is an intermediate functional block, to which ingress traffic is redirected for shaping.
+    pub ifb: bool,
+    /// Whether its frames have no link header.
+    pub headerless: bool,
 }
 
 /// What the notification thread saw.
@@ -84,14 +90,12 @@ pub enum LinkEvent {
 }
 
 fn link(message: LinkMessage) -> Link {
+    let layer = message.header.link_layer_type;
     let mut link = Link {
         index: message.header.index,
-        name: String::new(),
-        master: None,
-        veth: false,
-        peer_namespace: None,
-        peer_index: None,
-        mac: None,
+        loopback: layer == LinkLayerType::Loopback,
+        headerless: is_headerless(layer),
+        ..Link::default()
     };
     for attribute in message.attributes {
         match attribute {
@@ -103,11 +107,27 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::LinkInfo(infos) => {
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+                link.ifb = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Ifb)));
             }
             _ => {}
         }
     }
     link
+}
+
+/// Devices that carry bare IP: tun and WireGuard, tunnels, PPP and modems (`linux/if_arp.h`).
+const fn is_headerless(layer: LinkLayerType) -> bool {
+    matches!(
+        layer,
+        LinkLayerType::None
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+    )
 }
 
 /// A socket for requests.

@@ -111,19 +111,19 @@ fn drop_counters(encoder: &mut DescriptorEncoder<'_>, drops: &[DropTotal]) -> fm
         vec![
             ("direction", direction_name(drop.direction).to_owned()),
             ("namespace", drop.namespace.clone()),
-            ("reason", drop.reason.name().to_owned()),
+            ("reason", drop.reason.to_owned()),
         ]
     };
     counters(
         encoder,
         "netpol_dropped_packets",
-        "Packets dropped at pods' interfaces",
+        "Packets of pods that were dropped",
         drops.iter().map(|drop| (labels(drop), drop.packets)),
     )?;
     counters(
         encoder,
         "netpol_dropped_bytes",
-        "Bytes dropped at pods' interfaces, with link headers",
+        "Bytes of pods that were dropped, with link headers",
         drops.iter().map(|drop| (labels(drop), drop.bytes)),
     )
 }

@@ -12,6 +12,8 @@ use netpol_common::abi::Direction;
 use netpol_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
+use crate::guard::{self, GuardReason};
+
 /// One counter of one endpoint, summed over all CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DropSample {
@@ -42,8 +44,8 @@ pub struct DropTotal {
     pub namespace: String,
     /// From the pod's point of view.
     pub direction: Direction,
-    /// Why.
-    pub reason: Reason,
+    /// Why, by the name of a [`Reason`] or of a [`crate::guard::GuardReason`].
+    pub reason: &'static str,
     /// Packets.
     pub packets: u64,
     /// Bytes, with link headers.
@@ -56,6 +58,28 @@ pub const fn direction_name(direction: Direction) -> &'static str {
     match direction {
         Direction::Ingress => "ingress",
         Direction::Egress => "egress",
+    }
+}
+
+/// Adds what the guard dropped, all of which pods had sent; it does not know which.
+pub(super) fn add_guard(totals: &mut Vec<DropTotal>, dropped: &BTreeMap<GuardReason, guard::Count>) {
+    for (reason, guard::Count { packets, bytes }) in dropped {
+        let is_same = |total: &&mut DropTotal| {
+            total.namespace.is_empty() && total.direction == Direction::Egress && total.reason == reason.name()
+        };
+        match totals.iter_mut().find(is_same) {
+            Some(total) => {
+                total.packets = total.packets.wrapping_add(*packets);
+                total.bytes = total.bytes.wrapping_add(*bytes);
+            }
+            None => totals.push(DropTotal {
+                namespace: String::new(),
+                direction: Direction::Egress,
+                reason: reason.name(),
+                packets: *packets,
+                bytes: *bytes,
+            }),
+        }
     }
 }
 
@@ -144,10 +168,10 @@ impl Ledger {
             let sum = sums.entry((namespace.clone(), *direction, *reason)).or_default();
             *sum = sum.plus(*count);
         }
-        let total = |((namespace, direction, reason), Count { packets, bytes })| DropTotal {
+        let total = |((namespace, direction, reason), Count { packets, bytes }): (Account, Count)| DropTotal {
             namespace,
             direction,
-            reason,
+            reason: reason.name(),
             packets,
             bytes,
         };
@@ -257,6 +281,19 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.update(&[DropSample { reason: Reason::Passed, ..sample(1, "shop", 3) }, sample(2, "shop", 0)]);
         assert_eq!(ledger.totals(), []);
+    }
+
+    #[test]
+    fn what_the_guard_drops_is_added_to_what_programs_drop_for_the_same_reason() {
+        let mut ledger = Ledger::default();
+        let lost = DropSample { direction: Direction::Egress, reason: Reason::MarkLost, ..sample(0, "", 3) };
+        ledger.update(&[lost]);
+        let mut totals = ledger.totals();
+        let count = guard::Count { packets: 4, bytes: 40 };
+        add_guard(&mut totals, &GuardReason::ALL.map(|reason| (reason, count)).into());
+        let packets: Vec<(&str, u64)> = totals.iter().map(|total| (total.reason, total.packets)).collect();
+        assert_eq!(packets, [("mark_lost", 7), ("service_local_backend", 4), ("unhooked_device", 4)]);
+        assert!(totals.iter().all(|total| total.direction == Direction::Egress));
     }
 
     #[test]

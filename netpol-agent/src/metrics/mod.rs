@@ -33,6 +33,7 @@ use serde_json::json;
 
 use self::drops::Ledger;
 pub use self::drops::{CounterSource, DropSample};
+use crate::guard::GuardCounters;
 
 /// The reconcile loop is taken for dead after this long without a turn.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(30);
@@ -51,6 +52,8 @@ pub enum Stage {
     Maps,
     /// Reading counters.
     Counters,
+    /// The table of nftables.
+    Guard,
 }
 
 impl Stage {
@@ -60,6 +63,7 @@ impl Stage {
             Self::Attach => "attach",
             Self::Maps => "maps",
             Self::Counters => "counters",
+            Self::Guard => "guard",
         }
     }
 }
@@ -110,6 +114,7 @@ pub struct State {
     inner: Mutex<Inner>,
     drops: Mutex<Ledger>,
     source: Mutex<Option<Arc<dyn CounterSource>>>,
+    guard: Mutex<Option<GuardCounters>>,
     heartbeat: Mutex<Instant>,
     ready: AtomicBool,
     programming: Histogram,
@@ -163,6 +168,7 @@ impl State {
             inner: Mutex::default(),
             drops: Mutex::default(),
             source: Mutex::default(),
+            guard: Mutex::default(),
             heartbeat: Mutex::new(Instant::now()),
             ready: AtomicBool::new(false),
             programming: Histogram::new(LATENCY_BUCKETS),
@@ -287,6 +293,11 @@ impl State {
         *self.source.lock() = Some(source);
     }
 
+    /// Tells the drops of the guard too, from now on.
+    pub fn set_guard_counters(&self, counters: GuardCounters) {
+        *self.guard.lock() = Some(counters);
+    }
+
     /// Keeps the counts of deleted endpoints in this directory, so that they survive a restart as the pinned counters
     /// of live ones do, and reads what an agent before has left there.
     pub fn keep_retired_in(&self, runtime_dir: &Path) {
@@ -305,6 +316,7 @@ impl State {
         let source = self.source.lock().clone();
         let samples = source.map(|source| source.samples());
         let mut ledger = self.drops.lock();
+        let guard = self.guard.lock().as_ref().map(GuardCounters::read);
         match samples {
             Some(Ok(samples)) => ledger.update(&samples),
             Some(Err(error)) => {
@@ -313,7 +325,16 @@ impl State {
             }
             None => {}
         }
-        ledger.totals()
+        let mut totals = ledger.totals();
+        match guard {
+            None => {}
+            Some(Ok(dropped)) => drops::add_guard(&mut totals, &dropped),
+            Some(Err(error)) => {
+                tracing::warn!("cannot read the counters of the guard: {error}");
+                self.sync_failed(Stage::Counters);
+            }
+        }
+        totals
     }
 
     /// All metrics, as [`State::CONTENT_TYPE`].

@@ -12,12 +12,14 @@ use netpol_common::abi::{
 use netpol_policy::compile::{Change, Endpoint, MapOp};
 use tracing::{debug, info, warn};
 
+use super::hooks::{BRIDGE_ROW, Devices};
 use super::numbers::{self, Numbers};
 use super::ports::{Port, Ports};
 use super::{Engine, REVERSE_WINDOW};
 use crate::clock::boot_seconds;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
+use crate::dataplane::attach::Role;
 use crate::interfaces::cni;
 use crate::interfaces::conntrack::{self, Connection};
 use crate::interfaces::identity::Identity;
@@ -28,10 +30,11 @@ const fn digest_key(number: u32) -> DigestKey {
     DigestKey { kind: id_kind::ENDPOINT, id: number }
 }
 
-/// Takes over the interface rows of an earlier agent, and clears those whose device is gone.
+/// Takes over the interface rows of an earlier agent, and clears those whose device is gone or became another.
 pub(super) fn take_over_rows(
     dataplane: &mut Dataplane,
     ports: &mut Ports,
+    devices: &Devices,
     numbers: &mut Numbers,
     first_run: bool,
 ) -> anyhow::Result<()> {
@@ -45,6 +48,8 @@ pub(super) fn take_over_rows(
                 port.adopted = numbers.digest(row.endpoint) == Some(numbers::digest(ifindex, None));
                 let _new = kept.insert(row.endpoint);
             }
+            None if devices.get(ifindex).is_some_and(|device| device.row() == row) => {}
+            None if devices.bridges().contains(&ifindex) && row == BRIDGE_ROW => {}
             Some(_) | None => {
                 dataplane.maps.remove_interface(ifindex)?;
                 let _new = gone.insert(ifindex);
@@ -62,7 +67,10 @@ pub(super) fn take_over_rows(
     }
     for ifindex in dataplane.linked_interfaces()? {
         if ports.get(ifindex).is_none() {
-            dataplane.detach(ifindex)?;
+            dataplane.detach(ifindex, Role::Pod)?;
+        }
+        if devices.get(ifindex).is_none() {
+            dataplane.detach(ifindex, Role::Host)?;
         }
     }
     if !first_run {
@@ -317,7 +325,7 @@ impl Engine {
     }
 
     pub(super) fn drop_port(&mut self, ifindex: u32, endpoint: Option<u32>) {
-        if let Err(error) = self.dataplane.detach(ifindex) {
+        if let Err(error) = self.dataplane.detach(ifindex, Role::Pod) {
             debug!(ifindex, %error, "could not detach from a device that is gone");
         }
         if let Some(number) = endpoint {

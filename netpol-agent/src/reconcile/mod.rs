@@ -6,6 +6,7 @@
 //! listed once: until then what an earlier agent left stays in force.
 
 mod endpoints;
+pub mod hooks;
 pub mod numbers;
 pub mod ports;
 
@@ -22,13 +23,15 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, Established, Pending};
 use crate::dataplane::Dataplane;
-use crate::dataplane::attach::{self, Mechanism, Place};
+use crate::dataplane::attach::{self, Mechanism, Place, Role};
 use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
+use crate::guard::{Guard, GuardCounters};
 use crate::intake::Intake;
 use crate::interfaces::identity::LocalPods;
 use crate::interfaces::netlink::{Link, LinkEvent, Netlink, NetlinkError};
 use crate::metrics::{Stage, State};
 use crate::source::Envelope;
+use hooks::{DeviceChange, Devices};
 use numbers::Numbers;
 use ports::{LinkChange, Ports};
 
@@ -67,6 +70,10 @@ pub struct Engine {
     compiler: Compiler,
     intake: Intake,
     ports: Ports,
+    devices: Devices,
+    guard: Guard,
+    /// When to try again to write the guard's table where it failed.
+    guard_at: Option<Instant>,
     pods: LocalPods,
     numbers: Numbers,
     /// Until when (second of the boot clock) an endpoint's packets are tried in reverse.
@@ -101,9 +108,10 @@ impl Engine {
         let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
         let first_run = dataplane.maps.state()?.progress == progress::NOTHING;
         let mut ports = Ports::new(config.pod_bridge.as_str());
-        observe_all(&mut ports, &mut netlink, None)?;
+        let mut devices = Devices::default();
+        observe_all(&mut ports, &mut devices, &mut netlink)?;
         let mut reverse_until = BTreeMap::new();
-        endpoints::take_over_rows(&mut dataplane, &mut ports, &mut numbers, first_run)?;
+        endpoints::take_over_rows(&mut dataplane, &mut ports, &devices, &mut numbers, first_run)?;
         if first_run {
             endpoints::adopt_running(
                 &config,
@@ -122,6 +130,7 @@ impl Engine {
         let namespaces = EndpointNamespaces::default();
         let counters = Arc::new(dataplane.drop_counters(Arc::clone(&namespaces))?);
         state.set_drop_counters(Arc::clone(&counters) as _);
+        state.set_guard_counters(GuardCounters::default());
         let compiler = Compiler::new(config.node.as_str(), capacities(&dataplane)?, dataplane.maps.snapshot()?);
         let mut engine = Self {
             compiler,
@@ -137,16 +146,21 @@ impl Engine {
             next_plan: None,
             identify_at: None,
             attach_at: None,
+            guard: Guard::new(config.mark_mask.shift()),
+            guard_at: None,
             backlog: VecDeque::new(),
             config,
             state,
             dataplane,
             netlink,
             ports,
+            devices,
             numbers,
             reverse_until,
         };
+        engine.hook_all();
         engine.attach_all();
+        engine.keep_guard();
         engine.read_node_addresses();
         info!(
             ports = engine.ports.iter().count(),
@@ -246,14 +260,8 @@ impl Engine {
 
     fn take_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Changed(link) => {
-                let change = self.ports.observe(link, Some(Instant::now()));
-                self.follow(change);
-            }
-            LinkEvent::Gone(ifindex) => {
-                let change = self.ports.gone(ifindex);
-                self.follow(change);
-            }
+            LinkEvent::Changed(link) => self.observe(link),
+            LinkEvent::Gone(ifindex) => self.lose(ifindex),
             LinkEvent::AddressesChanged => self.read_node_addresses(),
             LinkEvent::Overflow => {
                 self.state.sync_failed(Stage::Interfaces);
@@ -261,6 +269,23 @@ impl Engine {
                 self.read_node_addresses();
             }
         }
+    }
+
+    /// Takes note of a link as it is now.
+    fn observe(&mut self, link: Link) {
+        let change = self.ports.observe(link.clone(), Some(Instant::now()));
+        // A new pod's programs first: the hook that its veth had before is no substitute for them.
+        self.follow(change);
+        let change = self.devices.observe(&link, &self.ports);
+        self.follow_device(&change);
+    }
+
+    /// A link is gone.
+    fn lose(&mut self, ifindex: u32) {
+        let change = self.ports.gone(ifindex);
+        self.follow(change);
+        let change = self.devices.gone(ifindex);
+        self.follow_device(&change);
     }
 
     fn follow(&mut self, change: LinkChange) {
@@ -285,17 +310,17 @@ impl Engine {
             }
         };
         let present: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
-        let known: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
+        let ports = self.ports.iter().map(|(ifindex, _)| ifindex);
+        let devices = self.devices.iter().map(|(ifindex, _)| ifindex);
+        let known: Vec<u32> = ports.chain(devices).chain(self.devices.bridges().iter().copied()).collect();
         for ifindex in known.into_iter().filter(|ifindex| !present.contains(ifindex)) {
             // A listing can miss a device while others go; letting go of a pod that lives would open it.
             if attach::interface_name(ifindex).is_none() {
-                let change = self.ports.gone(ifindex);
-                self.follow(change);
+                self.lose(ifindex);
             }
         }
         for link in in_order(links, self.config.pod_bridge.as_str()) {
-            let change = self.ports.observe(link, Some(Instant::now()));
-            self.follow(change);
+            self.observe(link);
         }
     }
 
@@ -319,7 +344,7 @@ impl Engine {
 
     /// Attaches to a port. A failure is counted and tried again: the port stays as it was meanwhile.
     fn attach(&mut self, ifindex: u32) {
-        let result = self.dataplane.attach(ifindex);
+        let result = self.dataplane.attach(ifindex, Role::Pod);
         let Some(port) = self.ports.get_mut(ifindex) else { return };
         match result {
             Ok(()) => {
@@ -332,11 +357,15 @@ impl Engine {
             }
             Err(error) => {
                 port.attached = false;
-                self.attach_at = Some(Instant::now() + ATTACH_AGAIN);
-                self.state.sync_failed(Stage::Attach);
                 warn!(interface = port.link.name, ifindex, %error, "could not attach, trying again");
+                self.attach_later();
             }
         }
+    }
+
+    fn attach_later(&mut self) {
+        self.attach_at = Some(Instant::now() + ATTACH_AGAIN);
+        self.state.sync_failed(Stage::Attach);
     }
 
     /// Programs everything that has changed.
@@ -353,7 +382,11 @@ impl Engine {
             for ifindex in self.ports.unattached() {
                 self.attach(ifindex);
             }
+            for ifindex in self.unhooked() {
+                self.hook(ifindex);
+            }
         }
+        self.keep_guard();
         if now >= self.next_verify {
             self.verify();
             self.next_verify = now + VERIFY_EVERY;
@@ -438,29 +471,39 @@ impl Engine {
     /// Compares what is attached with what should be (decision D14).
     fn verify(&mut self) {
         self.list_again();
-        let ports: Vec<(u32, bool)> = self.ports.iter().map(|(ifindex, port)| (ifindex, port.attached)).collect();
-        for (ifindex, attached) in ports {
+        self.verify_guard();
+        let ports = self.ports.iter().map(|(ifindex, port)| (ifindex, Role::Pod, port.attached));
+        let devices = self.devices.iter().map(|(ifindex, device)| (ifindex, Role::Host, device.attached));
+        let all: Vec<(u32, Role, bool)> = ports.chain(devices).collect();
+        for (ifindex, role, attached) in all {
             if !attached || self.dataplane.mechanism() == Mechanism::Clsact {
-                self.attach(ifindex);
+                self.attach_as(ifindex, role);
                 continue;
             }
-            match self.dataplane.place(ifindex) {
+            match self.dataplane.place(ifindex, role) {
                 Ok(Place::First) => {}
                 Ok(Place::Behind) => {
                     self.state.sync_failed(Stage::Attach);
                     warn!(ifindex, "another program runs before ours and may keep packets from it; going first again");
-                    if let Err(error) = self.dataplane.go_first(ifindex) {
+                    if let Err(error) = self.dataplane.go_first(ifindex, role) {
                         warn!(ifindex, %error, "could not go first");
                     }
                 }
                 Ok(Place::Missing) => {
                     self.state.sync_failed(Stage::Attach);
                     warn!(ifindex, "our program was taken off, attaching it again");
-                    self.attach(ifindex);
+                    self.attach_as(ifindex, role);
                 }
                 // The device went meanwhile; the notification is under way.
                 Err(error) => warn!(ifindex, %error, "could not verify"),
             }
+        }
+    }
+
+    fn attach_as(&mut self, ifindex: u32, role: Role) {
+        match role {
+            Role::Pod => self.attach(ifindex),
+            Role::Host => self.hook(ifindex),
         }
     }
 }
@@ -471,9 +514,11 @@ fn in_order(mut links: Vec<Link>, bridge: &str) -> Vec<Link> {
     links
 }
 
-fn observe_all(ports: &mut Ports, netlink: &mut Netlink, seen: Option<Instant>) -> anyhow::Result<()> {
+/// What is there before the agent: all of it is attached to later, at once.
+fn observe_all(ports: &mut Ports, devices: &mut Devices, netlink: &mut Netlink) -> anyhow::Result<()> {
     for link in in_order(netlink.links()?, ports.bridge_name()) {
-        let _change = ports.observe(link, seen);
+        let _change = ports.observe(link.clone(), None);
+        let _change: DeviceChange = devices.observe(&link, ports);
     }
     Ok(())
 }

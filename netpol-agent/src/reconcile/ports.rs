@@ -121,6 +121,12 @@ impl Ports {
         &self.bridge_name
     }
 
+    /// The pod bridge, if it is there.
+    #[must_use]
+    pub const fn bridge(&self) -> Option<u32> {
+        self.bridge
+    }
+
     /// A port.
     #[must_use]
     pub fn get(&self, ifindex: u32) -> Option<&Port> {
@@ -172,11 +178,11 @@ impl Ports {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str, master: Option<u32>, veth: bool) -> Link {
-        Link { index, name: name.into(), master, veth, peer_namespace: None, peer_index: None, mac: None }
+    pub(in super::super) fn link(index: u32, name: &str, master: Option<u32>, veth: bool) -> Link {
+        Link { index, name: name.into(), master, veth, ..Link::default() }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
+use aya::programs;
 use netpol_agent::dataplane::sys::{self, TcxHook};
 use netpol_testbed::node::Node;
 
@@ -43,7 +44,8 @@ fn load() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn index(interface: &str) -> Result<u32> {
+/// The index of an interface of the namespace that the caller is in.
+pub(crate) fn index(interface: &str) -> Result<u32> {
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: a NUL-terminated name.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {
@@ -89,5 +91,25 @@ pub(crate) fn count(node: &Node, interface: &str) -> Result<usize> {
     node.place().run(|| {
         let index = index(interface)?;
         Ok(sys::tcx_query(index, TcxHook::Ingress)?.len() + sys::tcx_query(index, TcxHook::Egress)?.len())
+    })
+}
+
+/// Names of the TCX programs at a hook of an interface, in the order they run.
+pub(crate) fn names(node: &Node, interface: &str, side: &str) -> Result<Vec<String>> {
+    let hook = match side {
+        "ingress" => TcxHook::Ingress,
+        _ => TcxHook::Egress,
+    };
+    node.place().run(|| {
+        let mut names = Vec::new();
+        for id in sys::tcx_query(index(interface)?, hook)? {
+            names.push(
+                programs::loaded_programs().flatten().find(|known| known.id() == id).map_or_else(
+                    || format!("program {id}"),
+                    |known| known.name_as_str().unwrap_or_default().to_owned(),
+                ),
+            );
+        }
+        Ok(names)
     })
 }

@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use aya::maps::{HashMap, Map, MapData};
+use netpol_common::abi::{InterfaceRow, names};
 use netpol_policy::model::Protocol;
 use netpol_suites::agent_binary;
 use netpol_testbed::node::{Node, NodeOptions};
@@ -211,6 +213,19 @@ impl Site {
     pub(crate) fn applied(&self) -> Result<Value> {
         let (_, body) = self.request("/v1/applied")?;
         serde_json::from_str(&body).context("/v1/applied is not JSON")
+    }
+
+    /// Number of devices that programs know.
+    pub(crate) fn rows(&self) -> usize {
+        let path = format!("{}/../maps/{}", crate::LINKS, names::INTERFACES);
+        self.node
+            .place()
+            .run(|| {
+                let map = Map::from_map_data(MapData::from_pin(path)?)?;
+                let rows: HashMap<MapData, u32, InterfaceRow> = map.try_into()?;
+                Ok(rows.keys().count())
+            })
+            .unwrap()
     }
 
     /// A metric's value, by the start of its line; 0 if there is no such series.

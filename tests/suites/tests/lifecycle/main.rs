@@ -2,7 +2,9 @@
 //! come, go and are replaced, other programs on the same veth, removal. Real veths, real programs, the real binary.
 
 mod foreign;
+mod guard;
 mod harness;
+mod hooks;
 mod traffic;
 
 use harness::{PORT, Site};
@@ -12,6 +14,9 @@ use traffic::{Tally, Traffic};
 
 /// Both ways of attaching; this kernel must have both.
 const MECHANISMS: [&str; 2] = ["tcx", "clsact"];
+
+/// Pins of the links, by the layout of this version.
+const LINKS: &str = "/sys/fs/bpf/netpol-agent/v2/links";
 
 /// Lets `client` in, on every port, and nobody else.
 fn only_client() -> Value {
@@ -25,6 +30,11 @@ fn only_client() -> Value {
 
 fn deny_all() -> Value {
     json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] })
+}
+
+/// How many links are pinned whose names match.
+fn links(site: &Site, pattern: &str) -> usize {
+    site.on_node(&format!("ls {LINKS} | grep -c -e '{pattern}' || true")).trim().parse().unwrap()
 }
 
 fn lossless(tally: Tally, what: &str) {
@@ -220,11 +230,11 @@ fn a_program_that_goes_ahead_of_ours_is_overtaken_and_one_taken_off_comes_back()
     site.expect("client", "server", &Outcome::Allow);
     assert!(foreign::is_there(&site.node, &server).unwrap(), "the foreign program is left where it is");
     // Whoever removes our pins takes our programs off.
-    let _out = site.on_node("rm /sys/fs/bpf/netpol-agent/v1/links/*");
+    let _out = site.on_node(&format!("rm {LINKS}/*"));
     site.expect("stranger", "server", &Outcome::Allow);
     site.wait("the programs come back", |site| {
-        let links = site.on_node("ls /sys/fs/bpf/netpol-agent/v1/links | wc -l");
-        if links.trim() == "6" { Ok(()) } else { anyhow::bail!("{links} links") }
+        let (pods, hooks) = (links(site, "-in\\|-eg"), links(site, "-he"));
+        if (pods, hooks) == (6, 1) { Ok(()) } else { anyhow::bail!("{pods} links of pods, {hooks} of the uplink") }
     });
     site.expect("stranger", "server", &Outcome::Deny);
 }
@@ -259,21 +269,7 @@ fn uninstall_leaves_no_program_no_pin_and_no_filter() {
             }
             assert_eq!(foreign::count(&site.node, &interface).unwrap(), 0, "{interface}");
         }
-    }
-}
-
-#[test]
-fn no_interface_but_the_ports_of_the_pod_bridge_is_touched() {
-    for mechanism in MECHANISMS {
-        let mut site = shop(&["--attach", mechanism]);
-        let _out = site.on_node("ip link add other0 type veth peer name other1 && ip link set other0 up");
-        site.start_agent();
-        site.settle();
-        for interface in ["other0", "other1", "cni0", "lo"] {
-            assert_eq!(foreign::count(&site.node, interface).unwrap(), 0, "{interface}");
-            let filters = site.on_node(&format!("tc qdisc show dev {interface}"));
-            assert!(!filters.contains("clsact"), "{interface}: {filters}");
-        }
+        hooks::assert_bare(&site, netpol_testbed::outside::UPLINK);
     }
 }
 
