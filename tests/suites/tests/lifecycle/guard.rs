@@ -40,7 +40,7 @@ fn the_table_names_pods_and_hooked_devices_and_goes_with_the_agent() {
         let (bridge, uplink) = (format!("\"{BRIDGE}\""), format!("elements = {{ \"{UPLINK}\""));
         is_said(site, &["hook input priority 300", "hook postrouting priority 300", &bridge, &uplink, &server])
     });
-    let _out = site.on_node("ip link add late0 type dummy");
+    let _out = site.on_node("ip link add late0 type bridge");
     site.wait("a new device is in it", |site| is_said(site, &["\"late0\""]));
     let _out = site.on_node("ip link del late0");
     site.wait("a device that went is not", |site| {

@@ -114,7 +114,7 @@ fn a_device_is_hooked_when_it_appears_and_let_go_of_when_it_becomes_a_pods() {
             None => Ok(()),
             row => anyhow::bail!("{row:?}"),
         });
-        let index = site.on_node("cat /sys/class/net/late1/ifindex");
+        let index = site.on_node("ip -o link show late0 | cut -d: -f1");
         let _out = site.on_node("ip link del late0");
         site.wait("nothing of it is left", |site| {
             let left = super::links(site, &format!("^{}-", index.trim()));
@@ -127,7 +127,7 @@ fn a_device_is_hooked_when_it_appears_and_let_go_of_when_it_becomes_a_pods() {
 fn a_restarted_agent_finds_its_hooks_and_forgets_devices_that_went() {
     for mechanism in MECHANISMS {
         let mut site = shop(&["--attach", mechanism]);
-        let _out = site.on_node("ip link add gone0 type veth peer name gone1 && ip link add kept0 type dummy");
+        let _out = site.on_node("ip link add gone0 type veth peer name gone1 && ip link add kept0 type bridge");
         site.start_agent();
         site.settle();
         let rows = site.rows();

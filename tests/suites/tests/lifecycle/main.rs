@@ -5,6 +5,7 @@ mod foreign;
 mod guard;
 mod harness;
 mod hooks;
+mod marks;
 mod traffic;
 
 use harness::{PORT, Site};
