@@ -10,6 +10,7 @@
 //! counters go on from their last values. Devices come and go as elements of its sets. Nobody but the agent needs it:
 //! it belongs to the kernel, stays when the agent ends, and goes with `uninstall`.
 
+pub mod conflicts;
 mod nft;
 
 use std::collections::{BTreeMap, BTreeSet};

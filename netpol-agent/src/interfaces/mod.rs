@@ -4,6 +4,7 @@
 //! about interfaces it made; [`identity`] ties a host-side veth to a pod's UID by decision D12. Nothing here ever
 //! enters a pod's network namespace.
 
+pub mod bridge_netfilter;
 pub mod cni;
 pub mod conntrack;
 pub mod identity;

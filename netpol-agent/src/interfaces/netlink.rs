@@ -12,6 +12,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -74,6 +75,19 @@ pub struct Link {
     pub ifb: bool,
     /// Whether its frames have no link header.
     pub headerless: bool,
+}
+
+/// A routing rule that looks at the packet mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkRule {
+    /// "IPv4" or "IPv6".
+    pub family: &'static str,
+    /// Its place among the rules.
+    pub priority: u32,
+    /// What the mark is compared with.
+    pub mark: u32,
+    /// The bits that are compared.
+    pub mask: u32,
 }
 
 /// What the notification thread saw.
@@ -229,6 +243,21 @@ impl Netlink {
         self.addresses(None).map(|all| all.into_iter().map(|(_, address)| address).collect())
     }
 
+    /// The routing rules that look at the packet mark.
+    pub fn mark_rules(&mut self) -> Result<Vec<MarkRule>, NetlinkError> {
+        let mut found = Vec::new();
+        for (family, name) in [(AddressFamily::Inet, "IPv4"), (AddressFamily::Inet6, "IPv6")] {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let request = RouteNetlinkMessage::GetRule(message);
+            found.extend(self.dump("RTM_GETRULE", &request, |message| match message {
+                RouteNetlinkMessage::NewRule(message) => mark_rule(name, &message),
+                _ => None,
+            })?);
+        }
+        Ok(found)
+    }
+
     /// Addresses of one device inside the network namespace that this one knows by `namespace`.
     ///
     /// Reads them from here, by id: entering the namespace would need CAP_SYS_ADMIN. A pod with CAP_NET_ADMIN can add
@@ -272,6 +301,20 @@ fn device_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
         }
     }
     address.map(|address| (message.header.index, address))
+}
+
+/// A rule compares the mark if it has a mask; one that was given without has all bits.
+fn mark_rule(family: &'static str, message: &RuleMessage) -> Option<MarkRule> {
+    let (mut priority, mut mark, mut mask) = (0, 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::FwMark(value) => mark = *value,
+            RuleAttribute::FwMask(value) => mask = Some(*value),
+            _ => {}
+        }
+    }
+    mask.filter(|mask| *mask != 0).map(|mask| MarkRule { family, priority, mark, mask })
 }
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<RouteNetlinkMessage>, String>> + use<'_> {

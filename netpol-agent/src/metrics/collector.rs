@@ -224,6 +224,12 @@ impl Collector for Snapshot {
             "Pods that may send from any address, by annotation",
             [(vec![], count(pods.unchecked))],
         )?;
+        gauges(
+            encoder,
+            "netpol_bridge_netfilter",
+            "Whether bridged packets pass netfilter, as Services between pods of a node need",
+            inner.bridge_netfilter.iter().map(|(family, is_on)| (label("family", family), f64::from(u8::from(*is_on)))),
+        )?;
         let invalid = inner.rejected.get("NetworkPolicy").copied().unwrap_or_default();
         let modes = [("enforce", inner.policies), ("invalid", invalid)];
         gauges(

@@ -134,6 +134,7 @@ struct Inner {
     refused: BTreeMap<String, u64>,
     sync_errors: BTreeMap<&'static str, u64>,
     watch_errors: BTreeMap<Kind, u64>,
+    bridge_netfilter: BTreeMap<&'static str, bool>,
     last_sync: Option<Timestamp>,
 }
 
@@ -235,6 +236,11 @@ impl State {
                 inner.maps.insert(map.to_owned(), fill);
             }
         }
+    }
+
+    /// Whether bridged packets pass netfilter, by the families that pods use.
+    pub fn set_bridge_netfilter(&self, families: impl IntoIterator<Item = (&'static str, bool)>) {
+        self.inner.lock().bridge_netfilter = families.into_iter().collect();
     }
 
     /// The kernel refused a write to a map; `errno` is the raw error number.

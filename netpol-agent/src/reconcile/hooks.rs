@@ -14,8 +14,10 @@ use tracing::{debug, warn};
 
 use super::Engine;
 use super::ports::Ports;
+use crate::config::Families;
 use crate::dataplane::attach::Role;
 use crate::guard::{self, Wanted};
+use crate::interfaces::bridge_netfilter::BridgeNetfilter;
 use crate::interfaces::netlink::Link;
 use crate::metrics::Stage;
 
@@ -217,6 +219,26 @@ impl Engine {
             }
         }
         self.keep_guard();
+    }
+
+    /// Says once what Services need and the node does not do.
+    pub(super) fn look_at_bridge_netfilter(&mut self) {
+        let now = BridgeNetfilter::of(self.config.pod_bridge.as_str());
+        if self.bridge_netfilter.replace(now) == Some(now) {
+            return;
+        }
+        let families = self.config.families;
+        let used = [
+            ("ipv4", "bridge-nf-call-iptables", now.ipv4, families != Families::Ipv6),
+            ("ipv6", "bridge-nf-call-ip6tables", now.ipv6, families != Families::Ipv4),
+        ];
+        let used = used.into_iter().filter(|(.., is_used)| *is_used);
+        self.state.set_bridge_netfilter(used.clone().map(|(family, _, is_on, _)| (family, is_on)));
+        for (_, parameter, ..) in used.filter(|(.., is_on, _)| !is_on) {
+            warn!(
+                "net.bridge.{parameter} is off or br_netfilter is not loaded: Services between pods of this node fail"
+            );
+        }
     }
 
     fn write_row(&mut self, ifindex: u32, row: InterfaceRow) {

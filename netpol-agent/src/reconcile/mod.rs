@@ -25,8 +25,10 @@ use crate::config::{Config, Established, Pending};
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::{self, Mechanism, Place, Role};
 use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
+use crate::guard::conflicts::{self, Way};
 use crate::guard::{Guard, GuardCounters};
 use crate::intake::Intake;
+use crate::interfaces::bridge_netfilter::BridgeNetfilter;
 use crate::interfaces::identity::LocalPods;
 use crate::interfaces::netlink::{Link, LinkEvent, Netlink, NetlinkError};
 use crate::metrics::{Stage, State};
@@ -72,6 +74,7 @@ pub struct Engine {
     ports: Ports,
     devices: Devices,
     guard: Guard,
+    bridge_netfilter: Option<BridgeNetfilter>,
     /// When to try again to write the guard's table where it failed.
     guard_at: Option<Instant>,
     pods: LocalPods,
@@ -101,10 +104,11 @@ impl Engine {
     ///
     /// `netlink` notifications must already be followed, so that no link is missed between the listing and them.
     pub fn start(config: Arc<Config>, state: Arc<State>) -> anyhow::Result<Self> {
+        let mut netlink = Netlink::open()?;
+        refuse_conflicts(&config, &mut netlink)?;
         let mut dataplane = Dataplane::open(&config)?;
         dataplane.check_owner(&config)?;
         dataplane.maps.set_settings(settings(&config))?;
-        let mut netlink = Netlink::open()?;
         let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
         let first_run = dataplane.maps.state()?.progress == progress::NOTHING;
         let mut ports = Ports::new(config.pod_bridge.as_str());
@@ -148,6 +152,7 @@ impl Engine {
             attach_at: None,
             guard: Guard::new(config.mark_mask.shift()),
             guard_at: None,
+            bridge_netfilter: None,
             backlog: VecDeque::new(),
             config,
             state,
@@ -161,6 +166,7 @@ impl Engine {
         engine.hook_all();
         engine.attach_all();
         engine.keep_guard();
+        engine.look_at_bridge_netfilter();
         engine.read_node_addresses();
         info!(
             ports = engine.ports.iter().count(),
@@ -472,6 +478,7 @@ impl Engine {
     fn verify(&mut self) {
         self.list_again();
         self.verify_guard();
+        self.look_at_bridge_netfilter();
         let ports = self.ports.iter().map(|(ifindex, port)| (ifindex, Role::Pod, port.attached));
         let devices = self.devices.iter().map(|(ifindex, device)| (ifindex, Role::Host, device.attached));
         let all: Vec<(u32, Role, bool)> = ports.chain(devices).collect();
@@ -521,6 +528,27 @@ fn observe_all(ports: &mut Ports, devices: &mut Devices, netlink: &mut Netlink) 
         let _change: DeviceChange = devices.observe(&link, ports);
     }
     Ok(())
+}
+
+/// Refuses to stamp packets in bits of the mark that somebody else uses (decision D6): they would be rerouted, or lose
+/// their stamps.
+fn refuse_conflicts(config: &Config, netlink: &mut Netlink) -> anyhow::Result<()> {
+    let ours = config.mark_mask.bits();
+    let uses = conflicts::uses(&netlink.mark_rules()?)?;
+    let (conflicting, harmless): (Vec<_>, Vec<_>) = uses.into_iter().partition(|found| found.conflicts(ours));
+    for found in harmless.iter().filter(|found| matches!(found.way, Way::Whole(_))) {
+        info!("{found}; no packet of a pod is meant by that");
+    }
+    if conflicting.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = conflicting.iter().map(ToString::to_string).collect();
+    anyhow::bail!(
+        "--mark-mask {} is in use by others; pods' packets would be rerouted or lose their stamps. Give a mask of 16 bits \
+         that nobody uses:\n  {}",
+        config.mark_mask,
+        list.join("\n  ")
+    )
 }
 
 /// What the maps hold, as they were made: an adopted map keeps its size.

@@ -107,6 +107,13 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Whether the server does not know the kind at all.
+    fn is_unknown_kind(&self) -> bool {
+        matches!(self, Self::Client(kube::Error::Api(status)) if status.code == 404)
+    }
+}
+
 /// Watches all kinds until nobody takes their events any more.
 pub async fn run(
     client: Client,
@@ -171,6 +178,18 @@ impl Watch {
             match result {
                 Ok(()) => log.recovered(),
                 Err(Failure::Closed) => return,
+                // The API has it since Kubernetes 1.33. A server that is upgraded has it later.
+                Err(failure) if self.kind == Kind::ServiceCidr && failure.is_unknown_kind() => {
+                    let nothing = Event::Listed { kind: self.kind, names: BTreeSet::new(), version: String::new() };
+                    if self.send(nothing).await.is_err() {
+                        return;
+                    }
+                    log.recovered();
+                    tokio::select! {
+                        () = tokio::time::sleep(self.timing.watch) => {}
+                        () = self.events.closed() => return,
+                    }
+                }
                 Err(failure) => {
                     self.state.watch_failed(self.kind);
                     log.failed(&failure);
