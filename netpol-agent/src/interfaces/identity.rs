@@ -166,6 +166,7 @@ mod tests {
             ports: Vec::new(),
             address_check_off: false,
             started: None,
+            host_ports: Vec::new(),
         }
     }
 
