@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -337,13 +338,29 @@ fn decode<T: NetlinkDeserializable>(bytes: &[u8]) -> Result<NetlinkMessage<T>, S
     NetlinkMessage::<T>::deserialize(bytes).map_err(|error| error.to_string())
 }
 
+/// Makes room for a burst. With CAP_NET_ADMIN beyond `net.core.rmem_max`, which is 208 KiB where nobody raised it.
+fn enlarge(socket: &Socket) -> Result<(), NetlinkError> {
+    let size = NOTIFICATION_BUFFER as libc::c_int;
+    // SAFETY: an open descriptor and a live integer, with its size.
+    let forced = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const size).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if forced == 0 { Ok(()) } else { socket.set_rx_buf_sz(size).map_err(syscall("setsockopt(SO_RCVBUF)")) }
+}
+
 /// Follows links and addresses until `event` answers false. Blocks: runs on a thread of its own.
 ///
 /// The socket is bound before `started` is called, so that a listing made after that misses nothing.
 pub fn follow(started: impl FnOnce(), mut event: impl FnMut(LinkEvent) -> bool) -> Result<(), NetlinkError> {
     let mut socket = Socket::new(NETLINK_ROUTE).map_err(syscall("socket"))?;
     let _address = socket.bind_auto().map_err(syscall("bind"))?;
-    socket.set_rx_buf_sz(NOTIFICATION_BUFFER as libc::c_int).map_err(syscall("setsockopt(SO_RCVBUF)"))?;
+    enlarge(&socket)?;
     for group in [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR] {
         socket.add_membership(group).map_err(syscall("setsockopt(NETLINK_ADD_MEMBERSHIP)"))?;
     }

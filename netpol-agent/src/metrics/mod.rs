@@ -320,8 +320,9 @@ impl State {
     #[must_use]
     pub fn drops(&self) -> Vec<drops::DropTotal> {
         let source = self.source.lock().clone();
-        let samples = source.map(|source| source.samples());
+        // Held while the counters are read: an endpoint that is retired meanwhile would be counted as live again.
         let mut ledger = self.drops.lock();
+        let samples = source.map(|source| source.samples());
         let guard = self.guard.lock().as_ref().map(GuardCounters::read);
         match samples {
             Some(Ok(samples)) => ledger.update(&samples),

@@ -243,6 +243,7 @@ impl Engine {
     }
 
     fn give_endpoint(&mut self, ifindex: u32, identity: Identity, now: Instant) {
+        self.changed = true;
         let digest = numbers::digest(ifindex, Some(&identity.uid));
         let Some(port) = self.ports.get_mut(ifindex) else { return };
         let known = port.endpoint.and_then(|number| self.numbers.digest(number));
@@ -317,6 +318,7 @@ impl Engine {
             .collect();
         for (ifindex, number) in waiting {
             self.dataplane.maps.put_interface(ifindex, Port::row(number))?;
+            self.changed = true;
             if let Some(port) = self.ports.get_mut(ifindex) {
                 port.in_force = true;
             }

@@ -86,6 +86,8 @@ pub struct Engine {
     /// When the oldest event of the current burst was seen.
     oldest: Option<Instant>,
     programmed: bool,
+    /// Whether anything happened since metrics and `/v1/applied` were told: what they tell is a walk over everything.
+    changed: bool,
     started: Instant,
     /// What the reader of the kernel's counters knows of endpoints.
     namespaces: EndpointNamespaces,
@@ -143,6 +145,7 @@ impl Engine {
             purge: BTreeSet::new(),
             oldest: None,
             programmed: false,
+            changed: true,
             started: now,
             namespaces,
             counters,
@@ -241,6 +244,7 @@ impl Engine {
     }
 
     fn take_event(&mut self, Envelope { seen, event }: Envelope) {
+        self.changed = true;
         for mut change in self.intake.take(event, &self.state) {
             // Addresses of a family that pods do not use here would only be rows that no packet asks for.
             match &mut change {
@@ -279,6 +283,7 @@ impl Engine {
 
     /// Takes note of a link as it is now.
     fn observe(&mut self, link: Link) {
+        self.changed = true;
         let change = self.ports.observe(link.clone(), Some(Instant::now()));
         // A new pod's programs first: the hook that its veth had before is no substitute for them.
         self.follow(change);
@@ -288,6 +293,7 @@ impl Engine {
 
     /// A link is gone.
     fn lose(&mut self, ifindex: u32) {
+        self.changed = true;
         let change = self.ports.gone(ifindex);
         self.follow(change);
         let change = self.devices.gone(ifindex);
@@ -350,6 +356,7 @@ impl Engine {
 
     /// Attaches to a port. A failure is counted and tried again: the port stays as it was meanwhile.
     fn attach(&mut self, ifindex: u32) {
+        self.changed = true;
         let result = self.dataplane.attach(ifindex, Role::Pod);
         let Some(port) = self.ports.get_mut(ifindex) else { return };
         match result {
@@ -403,6 +410,7 @@ impl Engine {
 
     fn program(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
         let plan = self.compiler.plan(self.now_ms());
+        self.changed |= !plan.ops.is_empty();
         self.next_plan = plan.wake_at_ms;
         for refusal in &plan.refused {
             warn!(%refusal, "does not fit");
@@ -429,7 +437,10 @@ impl Engine {
         if let Some(oldest) = self.oldest.take() {
             self.state.observe_programming(oldest.elapsed());
         }
-        self.publish();
+        if std::mem::take(&mut self.changed) {
+            self.publish();
+        }
+        self.state.synced();
         Ok(())
     }
 
@@ -470,7 +481,6 @@ impl Engine {
         }
         self.state.set_policies(self.intake.in_force(Kind::Policy));
         self.publish_endpoints();
-        self.state.synced();
         self.state.programmed();
     }
 
