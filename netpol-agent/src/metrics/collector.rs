@@ -230,6 +230,12 @@ impl Collector for Snapshot {
             "Whether bridged packets pass netfilter, as Services between pods of a node need",
             inner.bridge_netfilter.iter().map(|(family, is_on)| (label("family", family), f64::from(u8::from(*is_on)))),
         )?;
+        gauges(
+            encoder,
+            "netpol_armed",
+            "Whether packets of pods that bear no stamp are dropped, as from when every port of the pod bridge is attached",
+            [(vec![], f64::from(u8::from(inner.armed)))],
+        )?;
         let invalid = inner.rejected.get("NetworkPolicy").copied().unwrap_or_default();
         let modes = [("enforce", inner.policies), ("invalid", invalid)];
         gauges(

@@ -135,6 +135,7 @@ struct Inner {
     sync_errors: BTreeMap<&'static str, u64>,
     watch_errors: BTreeMap<Kind, u64>,
     bridge_netfilter: BTreeMap<&'static str, bool>,
+    armed: bool,
     last_sync: Option<Timestamp>,
 }
 
@@ -241,6 +242,11 @@ impl State {
     /// Whether bridged packets pass netfilter, by the families that pods use.
     pub fn set_bridge_netfilter(&self, families: impl IntoIterator<Item = (&'static str, bool)>) {
         self.inner.lock().bridge_netfilter = families.into_iter().collect();
+    }
+
+    /// Whether what comes from a pod without a stamp is dropped.
+    pub fn set_armed(&self, armed: bool) {
+        self.inner.lock().armed = armed;
     }
 
     /// The kernel refused a write to a map; `errno` is the raw error number.

@@ -293,6 +293,34 @@ impl Engine {
         self.oldest = [self.oldest, port.seen].into_iter().flatten().min();
     }
 
+    /// Gives ports that are no pods the allow-all set: without a stamp, what comes by them would be dropped once the
+    /// node is armed.
+    pub(super) fn admit_strangers(&mut self) {
+        let now = Instant::now();
+        for ifindex in self.ports.new_strangers() {
+            let digest = numbers::digest(ifindex, None);
+            let Some(number) = self.numbers.allocate(digest, now) else {
+                self.state.sync_failed(Stage::Interfaces);
+                warn!(ifindex, "no endpoint number left for a port that is no pod; raise --max-endpoints");
+                return;
+            };
+            let record = MapOp::PutDigest(digest_key(number), digest);
+            let cleared = self.dataplane.maps.reset_counters(number);
+            if let Err(error) = cleared.and_then(|()| self.dataplane.maps.apply(&record)) {
+                self.state.map_update_failed(error.map(), error.errno());
+                warn!(number, %error, "could not prepare an endpoint number");
+                self.numbers.release(number, now);
+                return;
+            }
+            let Some(port) = self.ports.get_mut(ifindex) else { continue };
+            info!(interface = port.link.name, ifindex, "a port of the pod bridge is no pod; it may send what it likes");
+            port.endpoint = Some(number);
+            port.adopted = true;
+            let port = port.clone();
+            self.tell_compiler(&port);
+        }
+    }
+
     fn tell_compiler(&mut self, port: &Port) {
         let Some(number) = port.endpoint else { return };
         self.compiler.apply(Change::EndpointUp(Endpoint {
@@ -313,7 +341,7 @@ impl Engine {
         let waiting: Vec<(u32, u32)> = self
             .ports
             .iter()
-            .filter(|(_, port)| !port.in_force && port.identity.is_some())
+            .filter(|(_, port)| !port.in_force && (port.identity.is_some() || port.stranger))
             .filter_map(|(ifindex, port)| port.endpoint.map(|number| (ifindex, number)))
             .collect();
         for (ifindex, number) in waiting {
@@ -366,6 +394,9 @@ impl Engine {
         let mut counts = EndpointCounts::default();
         let mut namespaces: BTreeMap<u32, String> = [(PENDING_ENDPOINT, String::new())].into();
         for (_, port) in self.ports.iter() {
+            if port.stranger {
+                continue;
+            }
             if !port.attached {
                 *counts.unmanaged.entry(UnmanagedReason::AttachFailed).or_default() += 1;
             }

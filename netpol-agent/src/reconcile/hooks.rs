@@ -9,11 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use netpol_common::abi::{InterfaceRow, PENDING_ENDPOINT, interface_flags};
-use tracing::{debug, warn};
+use netpol_common::abi::{AgentState, InterfaceRow, PENDING_ENDPOINT, interface_flags};
+use tracing::{debug, info, warn};
 
-use super::Engine;
 use super::ports::Ports;
+use super::{ARM_AFTER, Engine, settings};
 use crate::config::Families;
 use crate::dataplane::attach::Role;
 use crate::guard::{self, Wanted};
@@ -183,6 +183,22 @@ impl Engine {
         self.devices.iter().filter(|(_, device)| !device.attached).map(|(ifindex, _)| ifindex).collect()
     }
 
+    /// From when every port of the pod bridge has been attached, each packet of a pod is stamped, and what bears no stamp
+    /// is dropped: by the programs, and by the guard. There is no way back but `uninstall`.
+    pub(super) fn arm(&mut self) -> anyhow::Result<()> {
+        let is_due = Instant::now() >= self.attached_at + ARM_AFTER;
+        if self.armed || !is_due || !self.programmed || !self.ports.unattached().is_empty() {
+            return Ok(());
+        }
+        // Remembered first: a successor must not wait again.
+        let state = AgentState { armed: 1, ..self.dataplane.maps.state()? };
+        self.dataplane.maps.set_state(state)?;
+        self.dataplane.maps.set_settings(settings(&self.config, true))?;
+        self.armed = true;
+        info!("armed: what comes from a pod without a stamp is dropped from now on");
+        Ok(())
+    }
+
     /// Makes the guard's table say what is attached now. Not where it is attached: a transaction waits for those of
     /// others, and a proxy's may take long.
     pub(super) fn keep_guard(&mut self) {
@@ -192,8 +208,9 @@ impl Engine {
         let wanted = Wanted {
             pods: ports.chain(self.devices.bridges().iter().copied()).collect(),
             hooked: hooked.collect(),
-            armed: false,
+            armed: self.armed,
         };
+        self.state.set_armed(self.armed);
         if self.guard.is(&wanted) || self.guard_at.is_some_and(|at| now < at) {
             return;
         }

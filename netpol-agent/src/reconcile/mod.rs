@@ -58,6 +58,8 @@ const WRITES_PER_TURN: usize = 256;
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
 /// How soon a failed attachment is tried again: a rename in between is over at once.
 const ATTACH_AGAIN: Duration = Duration::from_millis(100);
+/// How long every port has been attached before the node is armed: what passed a port before that is under way no more.
+const ARM_AFTER: Duration = Duration::from_secs(1);
 /// The longest sleep: the heartbeat that liveness is judged by.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the reverse orientation is tried for pods that were running before the agent (decision D5).
@@ -74,6 +76,10 @@ pub struct Engine {
     ports: Ports,
     devices: Devices,
     guard: Guard,
+    /// Whether what comes from a pod without a stamp is dropped (decision D6).
+    armed: bool,
+    /// When a port was attached last.
+    attached_at: Instant,
     bridge_netfilter: Option<BridgeNetfilter>,
     /// When to try again to write the guard's table where it failed.
     guard_at: Option<Instant>,
@@ -110,7 +116,8 @@ impl Engine {
         refuse_conflicts(&config, &mut netlink)?;
         let mut dataplane = Dataplane::open(&config)?;
         dataplane.check_owner(&config)?;
-        dataplane.maps.set_settings(settings(&config))?;
+        let armed = dataplane.maps.state()?.armed != 0;
+        dataplane.maps.set_settings(settings(&config, armed))?;
         let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
         let first_run = dataplane.maps.state()?.progress == progress::NOTHING;
         let mut ports = Ports::new(config.pod_bridge.as_str());
@@ -156,6 +163,8 @@ impl Engine {
             guard: Guard::new(config.mark_mask.shift()),
             guard_at: None,
             bridge_netfilter: None,
+            armed,
+            attached_at: now,
             backlog: VecDeque::new(),
             config,
             state,
@@ -171,6 +180,7 @@ impl Engine {
         engine.keep_guard();
         engine.look_at_bridge_netfilter();
         engine.read_node_addresses();
+        engine.compiler.apply(Change::ServiceCidrs(engine.config.service_cidrs.clone()));
         info!(
             ports = engine.ports.iter().count(),
             first_run,
@@ -231,6 +241,9 @@ impl Engine {
         }
         if let Some(at) = self.attach_at {
             wait = wait.min(at.saturating_duration_since(now));
+        }
+        if !self.armed {
+            wait = wait.min((self.attached_at + ARM_AFTER).saturating_duration_since(now).max(ATTACH_AGAIN));
         }
         if let Some(at_ms) = self.next_plan {
             wait = wait.min(Duration::from_millis(at_ms.saturating_sub(self.now_ms())));
@@ -366,6 +379,9 @@ impl Engine {
                 {
                     self.state.observe_attach(seen.elapsed());
                 }
+                if !port.attached {
+                    self.attached_at = Instant::now();
+                }
                 port.attached = true;
             }
             Err(error) => {
@@ -385,6 +401,7 @@ impl Engine {
     fn tick(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
         let now = Instant::now();
         if self.intake.all_listed() {
+            self.admit_strangers();
             if self.identify_at.is_some_and(|at| now >= at) || !self.programmed {
                 self.identify();
             }
@@ -399,6 +416,7 @@ impl Engine {
                 self.hook(ifindex);
             }
         }
+        self.arm()?;
         self.keep_guard();
         if now >= self.next_verify {
             self.verify();
@@ -579,8 +597,8 @@ fn capacities(dataplane: &Dataplane) -> anyhow::Result<Capacities> {
     })
 }
 
-fn settings(config: &Config) -> Settings {
-    let mut flags = 0;
+fn settings(config: &Config, armed: bool) -> Settings {
+    let mut flags = if armed { setting_flags::ARMED } else { 0 };
     match config.established {
         Established::Recheck => {}
         Established::Keep => flags |= setting_flags::KEEP_ESTABLISHED,

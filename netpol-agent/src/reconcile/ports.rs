@@ -29,6 +29,9 @@ pub struct Port {
     pub attached: bool,
     /// Whether its row is in the kernel.
     pub in_force: bool,
+    /// Whether it is no veth, and so no pod: somebody has put another device in the pod bridge. It gets an allow-all
+    /// set, so that what comes by it is stamped like everything else from that bridge.
+    pub stranger: bool,
 }
 
 impl Port {
@@ -78,7 +81,8 @@ impl Ports {
             // Renamed away: its ports stay managed until they leave.
             self.bridge = None;
         }
-        let is_port = link.veth && link.master.is_some() && link.master == self.bridge;
+        let is_port = link.master.is_some() && link.master == self.bridge;
+        let stranger = !link.veth;
         match (self.ports.get_mut(&link.index), is_port) {
             (None, true) => {
                 let ifindex = link.index;
@@ -92,6 +96,7 @@ impl Ports {
                         adopted: false,
                         attached: false,
                         in_force: false,
+                        stranger,
                     },
                 );
                 LinkChange::New(ifindex)
@@ -146,7 +151,15 @@ impl Ports {
     /// Ports whose pod is not known.
     #[must_use]
     pub fn unidentified(&self) -> Vec<u32> {
-        self.ports.iter().filter(|(_, port)| port.identity.is_none()).map(|(ifindex, _)| *ifindex).collect()
+        let unidentified = self.ports.iter().filter(|(_, port)| port.identity.is_none() && !port.stranger);
+        unidentified.map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    /// Ports that are no pods and have no number yet.
+    #[must_use]
+    pub fn new_strangers(&self) -> Vec<u32> {
+        let new = self.ports.iter().filter(|(_, port)| port.stranger && port.endpoint.is_none());
+        new.map(|(ifindex, _)| *ifindex).collect()
     }
 
     /// Ports that are not attached: an attempt failed.
@@ -167,7 +180,7 @@ impl Ports {
     pub fn retry_in(&self, now: Instant) -> Option<Duration> {
         self.ports
             .values()
-            .filter(|port| port.identity.is_none())
+            .filter(|port| port.identity.is_none() && !port.stranger)
             .map(|port| match port.seen {
                 Some(seen) if now.duration_since(seen) < Duration::from_secs(5) => Duration::from_millis(20),
                 Some(seen) if now.duration_since(seen) < Duration::from_secs(60) => Duration::from_millis(200),
@@ -186,13 +199,16 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_veths_that_are_ports_of_the_pod_bridge_are_taken() {
+    fn ports_of_the_pod_bridge_are_taken_and_only_veths_are_pods() {
         let mut ports = Ports::new("cni0");
         assert_eq!(ports.observe(link(2, "cni0", None, false), None), LinkChange::None);
         assert_eq!(ports.observe(link(3, "docker0", None, false), None), LinkChange::None);
         assert_eq!(ports.observe(link(5, "veth5", Some(3), true), None), LinkChange::None);
-        assert_eq!(ports.observe(link(6, "eth1", Some(2), false), None), LinkChange::None);
         assert_eq!(ports.observe(link(7, "veth7", Some(2), true), None), LinkChange::New(7));
+        assert!(ports.new_strangers().is_empty());
+        assert_eq!(ports.observe(link(6, "eth1", Some(2), false), None), LinkChange::New(6));
+        assert_eq!(ports.new_strangers(), [6]);
+        assert_eq!(ports.unidentified(), [7]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::foreign;
+
 /// The port that every pod listens on, TCP and UDP.
 pub(crate) const PORT: u16 = 8080;
 const METRICS: &str = "127.0.0.1:9640";
@@ -81,6 +83,7 @@ impl Site {
 
     /// Starts an agent that must refuse to run; returns what it says.
     pub(crate) fn try_agent(&self, arguments: &[&str]) -> String {
+        self.write_manifests();
         let mut command = self.agent_command();
         for (flag, value) in [("--node-name", self.node.name()), ("--metrics-address", METRICS)] {
             if !arguments.contains(&flag) {
@@ -181,6 +184,22 @@ impl Site {
         }));
     }
 
+    /// Adds an object, or replaces the one of its kind and name.
+    pub(crate) fn put_object(&mut self, object: Value) {
+        let is_same =
+            |other: &Value| other["kind"] == object["kind"] && other["metadata"]["name"] == object["metadata"]["name"];
+        self.objects.retain(|other| !is_same(other));
+        self.objects.push(object);
+    }
+
+    /// Waits until what bears no stamp is dropped.
+    pub(crate) fn wait_armed(&mut self) {
+        self.wait("the node is armed", |site| match site.metric("netpol_armed ") {
+            1.0 => Ok(()),
+            armed => bail!("netpol_armed {armed}"),
+        });
+    }
+
     pub(crate) fn delete_policy(&mut self, name: &str) {
         self.objects.retain(|object| object["metadata"]["name"] != name);
     }
@@ -215,17 +234,30 @@ impl Site {
         serde_json::from_str(&body).context("/v1/applied is not JSON")
     }
 
-    /// Number of devices that programs know.
-    pub(crate) fn rows(&self) -> usize {
+    /// What programs know of devices.
+    fn interfaces(&self) -> Vec<(u32, InterfaceRow)> {
         let path = format!("{}/../maps/{}", crate::LINKS, names::INTERFACES);
         self.node
             .place()
             .run(|| {
                 let map = Map::from_map_data(MapData::from_pin(path)?)?;
                 let rows: HashMap<MapData, u32, InterfaceRow> = map.try_into()?;
-                Ok(rows.keys().count())
+                Ok(rows.iter().collect::<Result<_, _>>()?)
             })
             .unwrap()
+    }
+
+    /// Number of devices that programs know.
+    pub(crate) fn rows(&self) -> usize {
+        self.interfaces().len()
+    }
+
+    /// Endpoint numbers of devices, as programs know them.
+    pub(crate) fn endpoints_of(&self, interfaces: &[&str]) -> Vec<Option<u32>> {
+        let rows = self.interfaces();
+        let index = |name: &&str| self.node.place().run(|| foreign::index(name)).unwrap();
+        let row = |index: u32| rows.iter().find(|(ifindex, _)| *ifindex == index).map(|(_, row)| row.endpoint);
+        interfaces.iter().map(index).map(row).collect()
     }
 
     /// A metric's value, by the start of its line; 0 if there is no such series.
@@ -285,6 +317,13 @@ impl Site {
             assert_eq!(outcome, *expected, "{} {:?}", probe.destination, probe.protocol);
         }
     }
+}
+
+/// Whether what is sent to a server comes back.
+pub(crate) fn echoes(mut stream: &TcpStream) -> bool {
+    let mut answer = [0; 5];
+    stream.set_read_timeout(Some(Duration::from_millis(800))).unwrap();
+    stream.write_all(b"hello").and_then(|()| stream.read_exact(&mut answer)).is_ok()
 }
 
 /// The addresses of the pod with this number.

@@ -6,6 +6,7 @@ mod guard;
 mod harness;
 mod hooks;
 mod marks;
+mod services;
 mod traffic;
 
 use harness::{PORT, Site};
