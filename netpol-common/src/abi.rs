@@ -615,6 +615,8 @@ pub mod id_kind {
     pub const ENDPOINT: u32 = 5;
     /// Id 0 only: the digest of who owns this datapath, its source of objects and its node name.
     pub const OWNER: u32 = 6;
+    /// Id 0 only: the digest of the object that the pinned programs came from.
+    pub const OBJECT: u32 = 7;
 }
 
 /// The first 128 bits of the SHA-256 of what an id stands for.

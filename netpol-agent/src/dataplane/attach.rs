@@ -174,9 +174,27 @@ struct Loaded {
     id: u32,
     classifier: SchedClassifier,
     /// The same program once more: a program can be in a chain only once, so to go first again without a moment of
-    /// absence, its twin is put in front before it is taken away.
-    twin: OwnedFd,
-    twin_id: u32,
+    /// absence, its twin is put in front before it is taken away. Loaded when that happens first.
+    twin: Option<Twin>,
+}
+
+#[derive(Debug)]
+struct Twin {
+    fd: OwnedFd,
+    id: u32,
+}
+
+impl Twin {
+    /// `None` if it was never needed.
+    fn open(pins: &Pins, program: Program) -> Result<Option<Self>, AttachError> {
+        let path = pins.program(program.twin_name());
+        if !path.exists() {
+            return Ok(None);
+        }
+        let fd = sys::open_pinned(&path)?;
+        let id = sys::program_info(fd.as_fd())?.id;
+        Ok(Some(Self { fd, id }))
+    }
 }
 
 impl Loaded {
@@ -184,13 +202,12 @@ impl Loaded {
         let path = pins.program(program.name());
         let fd = sys::open_pinned(&path)?;
         let id = sys::program_info(fd.as_fd())?.id;
-        let twin = sys::open_pinned(&pins.program(program.twin_name()))?;
-        let twin_id = sys::program_info(twin.as_fd())?.id;
-        Ok(Self { program, fd, id, classifier: SchedClassifier::from_pin(&path)?, twin, twin_id })
+        let twin = Twin::open(pins, program)?;
+        Ok(Self { program, fd, id, classifier: SchedClassifier::from_pin(&path)?, twin })
     }
 
-    const fn is(&self, id: u32) -> bool {
-        id == self.id || id == self.twin_id
+    fn is(&self, id: u32) -> bool {
+        id == self.id || self.twin.as_ref().is_some_and(|twin| id == twin.id)
     }
 }
 
@@ -206,6 +223,19 @@ impl Attacher {
     pub fn open(pins: &Pins, mechanism: Mechanism) -> Result<Self, AttachError> {
         let loaded = Program::ALL.into_iter().map(|program| Loaded::open(pins, program)).collect::<Result<_, _>>()?;
         Ok(Self { mechanism, loaded })
+    }
+
+    /// Whether second copies are needed to go first, and were not loaded yet.
+    pub fn needs_twins(&self) -> bool {
+        self.mechanism == Mechanism::Tcx && self.loaded.iter().any(|loaded| loaded.twin.is_none())
+    }
+
+    /// Opens the second copies that were pinned since.
+    pub fn open_twins(&mut self, pins: &Pins) -> Result<(), AttachError> {
+        for loaded in &mut self.loaded {
+            loaded.twin = Twin::open(pins, loaded.program)?;
+        }
+        Ok(())
     }
 
     fn of(&self, role: Role) -> impl Iterator<Item = &Loaded> {
@@ -254,7 +284,10 @@ impl Attacher {
             if ids.first().is_none_or(|id| loaded.is(*id)) {
                 continue;
             }
-            let other = if ids.contains(&loaded.id) { &loaded.twin } else { &loaded.fd };
+            let other = match &loaded.twin {
+                Some(twin) if ids.contains(&loaded.id) => &twin.fd,
+                Some(_) | None => &loaded.fd,
+            };
             let link = sys::tcx_link_create(other.as_fd(), ifindex, hook)?;
             let path = pins.link(ifindex, loaded.program);
             let new = path.with_file_name(format!("{ifindex}-new"));

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod counters;
 #[cfg(feature = "datapath-log")]
 mod datapath_log;
+mod loading;
 pub mod maps;
 pub mod object;
 pub mod pins;
@@ -15,12 +16,10 @@ pub mod shapes;
 pub mod sys;
 pub mod words;
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::maps::{MapInfo, MapType};
-use aya::programs::{ProgramError, SchedClassifier};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::EbpfError;
+use aya::programs::ProgramError;
 use netpol_common::abi::{Digest, DigestKey, id_kind, names};
 use netpol_policy::compile::MapOp;
 use sha2::{Digest as _, Sha256};
@@ -31,7 +30,6 @@ use attach::{AttachError, Attacher, Mechanism, Place, Program, Role};
 use counters::{DropCounters, EndpointNamespaces};
 use maps::{Maps, MapsError};
 use pins::{PinError, Pins};
-use shapes::{Shape, shapes};
 
 /// The datapath could not be set up or used.
 #[derive(Debug, thiserror::Error)]
@@ -115,14 +113,21 @@ impl Dataplane {
             warn!(present, "found part of a map set, building a new one");
             pins.remove_objects()?;
         }
-        load(&pins, config, adopted)?;
+        let made_of = loading::pinned_object(&pins, adopted)?;
+        // Verifying takes the kernel its time: what is pinned is not loaded again only to find that it is the same. But
+        // whoever reads a log must have loaded the programs that write it.
+        let is_loaded = made_of == Some(loading::object_digest()) && programs.iter().all(|path| path.exists());
+        if !is_loaded || cfg!(feature = "datapath-log") {
+            loading::load(&pins, config.max_endpoints, adopted)?;
+        }
         let mechanism = match config.attach {
             Attach::Auto => Mechanism::probe(),
             Attach::Tcx => Mechanism::Tcx,
             Attach::Clsact => Mechanism::Clsact,
         };
         let attacher = Attacher::open(&pins, mechanism)?;
-        let maps = Maps::open(&pins)?;
+        let mut maps = Maps::open(&pins)?;
+        maps.apply(&loading::record_object())?;
         info!(?mechanism, adopted, "datapath ready");
         Ok(Self { pins, maps, attacher })
     }
@@ -143,13 +148,17 @@ impl Dataplane {
     }
 
     /// Puts our programs first on an interface.
-    pub fn go_first(&self, ifindex: u32, role: Role) -> Result<(), DataplaneError> {
+    pub fn go_first(&mut self, ifindex: u32, role: Role) -> Result<(), DataplaneError> {
+        if self.attacher.needs_twins() {
+            loading::load_twins(&self.pins)?;
+            self.attacher.open_twins(&self.pins)?;
+        }
         Ok(self.attacher.go_first(&self.pins, ifindex, role)?)
     }
 
     /// Elements that a map has room for.
     pub fn map_size(&self, name: &'static str) -> Result<u32, DataplaneError> {
-        pinned_size(&self.pins, name)
+        loading::pinned_size(&self.pins, name)
     }
 
     /// A reader of the drop counters.
@@ -197,79 +206,6 @@ pub fn uninstall(bpf_root: &Path, interfaces: impl IntoIterator<Item = u32>) -> 
     Ok(pins.remove_all()?)
 }
 
-/// Loads the object onto the pinned maps, or new ones, and pins the programs unless the pinned ones are the same.
-fn load(pins: &Pins, config: &Config, adopted: bool) -> Result<(), DataplaneError> {
-    let mut loader = EbpfLoader::new();
-    let shapes = shapes(config.max_endpoints.get());
-    let paths: Vec<_> = names::ALL.iter().map(|name| (*name, pins.map(name))).collect();
-    for (name, path) in &paths {
-        let _ = loader.map_pin_path(name, path);
-    }
-    #[cfg(feature = "datapath-log")]
-    let ring = pins.map(datapath_log::RING);
-    #[cfg(feature = "datapath-log")]
-    let _ = loader.map_pin_path(datapath_log::RING, &ring);
-    for shape in &shapes {
-        // An adopted map keeps the size it was made with, whatever the flags say now.
-        let size = if adopted { pinned_size(pins, shape.name)? } else { shape.max_entries };
-        let _ = loader.map_max_entries(shape.name, size);
-    }
-    if adopted {
-        check_compatible(pins, &shapes)?;
-    }
-    // Twice: see `attach` for what the second copy is for.
-    drop(load_programs(pins, &mut loader, adopted, Program::name)?);
-    let twins = load_programs(pins, &mut loader, adopted, Program::twin_name)?;
-    #[cfg(feature = "datapath-log")]
-    let twins = datapath_log::forward(twins, pins)?;
-    drop(twins);
-    Ok(())
-}
-
-fn load_programs(
-    pins: &Pins,
-    loader: &mut EbpfLoader<'_>,
-    adopted: bool,
-    pin_name: fn(Program) -> &'static str,
-) -> Result<Ebpf, DataplaneError> {
-    let mut ebpf = loader.load(object::OBJECT)?;
-    for part in Program::ALL {
-        let name = part.name();
-        let program: &mut SchedClassifier =
-            ebpf.program_mut(name)
-                .ok_or(DataplaneError::NoProgram(name))?
-                .try_into()
-                .map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
-        program.load().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
-        let fd = program.fd().map_err(|source| DataplaneError::Program { name, source: Box::new(source) })?;
-        pin_program(pins, pin_name(part), fd.as_fd(), adopted)?;
-    }
-    Ok(ebpf)
-}
-
-/// Pins a program over the one of an earlier agent, by a rename, so that there is always one. The same instructions are
-/// not pinned again: then the links need no update either.
-fn pin_program(
-    pins: &Pins,
-    name: &'static str,
-    fresh: std::os::fd::BorrowedFd<'_>,
-    adopted: bool,
-) -> Result<(), DataplaneError> {
-    let path = pins.program(name);
-    if adopted && let Ok(old) = sys::open_pinned(&path) {
-        if sys::program_info(old.as_fd())?.tag == sys::program_info(fresh)?.tag {
-            return Ok(());
-        }
-        info!(program = name, "programs changed since the last agent, exchanging them in place");
-    }
-    // bpffs renames only within one directory, and a pin under another name is found by nobody.
-    let new = pins.program(&format!("{name}_new"));
-    Pins::remove(&new)?;
-    sys::pin(fresh, &new)?;
-    std::fs::rename(&new, &path).map_err(|source| PinError::Io { operation: "rename", path: new.clone(), source })?;
-    Ok(())
-}
-
 fn owner_digest(config: &Config) -> Digest {
     let mut hash = Sha256::new();
     hash.update(config.node.as_str());
@@ -284,32 +220,4 @@ fn owner_digest(config: &Config) -> Digest {
     let mut digest = Digest::default();
     digest.copy_from_slice(&hash.finalize()[..size_of::<Digest>()]);
     digest
-}
-
-fn pinned_size(pins: &Pins, name: &'static str) -> Result<u32, DataplaneError> {
-    let info = MapInfo::from_pin(pins.map(name)).map_err(|source| MapsError::Map { map: name, source })?;
-    Ok(info.max_entries())
-}
-
-/// Compares the pinned maps with what this version would make: aya takes whatever it finds under a pin.
-fn check_compatible(pins: &Pins, shapes: &[Shape]) -> Result<(), DataplaneError> {
-    for expected in shapes {
-        let name = expected.name;
-        let info = MapInfo::from_pin(pins.map(name)).map_err(|source| MapsError::Map { map: name, source })?;
-        let found_type = info.map_type().unwrap_or(MapType::Unspecified);
-        let mut differences = Vec::new();
-        if found_type != expected.map_type {
-            differences.push(format!("type {found_type:?}, expected {:?}", expected.map_type));
-        }
-        if info.key_size() != expected.key_size {
-            differences.push(format!("key of {} bytes, expected {}", info.key_size(), expected.key_size));
-        }
-        if info.value_size() != expected.value_size {
-            differences.push(format!("value of {} bytes, expected {}", info.value_size(), expected.value_size));
-        }
-        if !differences.is_empty() {
-            return Err(DataplaneError::Incompatible { map: name, difference: differences.join(", ") });
-        }
-    }
-    Ok(())
 }

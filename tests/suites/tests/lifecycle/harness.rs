@@ -27,7 +27,7 @@ use crate::foreign;
 pub(crate) const PORT: u16 = 8080;
 const METRICS: &str = "127.0.0.1:9640";
 /// How long something may take that the agent does by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything, in the order in which it is dropped.
 pub(crate) struct Site {
