@@ -6,4 +6,5 @@ mod enforcement;
 mod manifests;
 mod outages;
 mod premises;
+mod services;
 mod site;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
 
 /// Where every pod listens; its name is `http`.
-const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
 
 /// The agent's user name.
 pub(crate) const AGENT: &str = "system:serviceaccount:netpol-agent:netpol-agent";
@@ -129,6 +130,15 @@ impl Site {
     /// A pod that [`Site::add_pod`] has made.
     pub(crate) fn pod(&self, name: &str) -> &Pod {
         &self.pods[name].0
+    }
+
+    /// Runs a line of shell on the node.
+    pub(crate) fn on_node(&self, line: &str) {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        self.node.place().prepare(&mut command).unwrap();
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Opens a connection between two pods, by IPv4, which stays.

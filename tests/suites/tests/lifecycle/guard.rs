@@ -51,6 +51,8 @@ fn the_table_names_pods_and_hooked_devices_and_goes_with_the_agent() {
         }
         Ok(())
     });
+    // When it is armed the table is replaced as well.
+    site.wait_armed();
     // As a firewall does that is loaded again.
     let _out = site.on_node("nft flush ruleset");
     site.wait("the table is made again", |site| is_said(site, &["hook input", "hook postrouting", &server]));
