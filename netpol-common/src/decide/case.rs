@@ -4,8 +4,8 @@ use super::Hook;
 use super::policy::{PolicyVerdict, Question, ask};
 use super::subject::Subject;
 use crate::abi::{
-    Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, ServiceRow, Settings, admission, counter_index,
-    initiator, stamp,
+    Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, SENDER_UNKNOWN, ServiceRow, Settings, admission,
+    counter_index, initiator, stamp,
 };
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, protocol};
@@ -211,9 +211,12 @@ impl Case {
         stamp::state(self.stamp) >= stamp::DEFERRED
     }
 
-    /// The endpoint that sent the packet, by the stamp that is believed; 0 if there is none.
+    /// The endpoint that sent the packet, by the stamp that is believed; 0 if there is none, and none is missing.
     #[inline(always)]
     pub(super) const fn sender(&self) -> u16 {
+        if self.stamp == stamp::NONE && self.came_by == 0 && self.ingress_ifindex != 0 {
+            return SENDER_UNKNOWN;
+        }
         stamp::endpoint(self.stamp) as u16
     }
 

@@ -42,6 +42,9 @@ pub(super) fn find<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     } else if flags & setting_flags::ARMED != 0 {
         blame(case, PENDING_ENDPOINT);
         return Err(Reason::MarkLost);
+    } else {
+        // Its veth has no program yet: what the flow will come by, and whose it is, its next packets say.
+        case.came_by = 0;
     }
     Ok(())
 }

@@ -410,6 +410,20 @@ fn a_flow_from_before_learns_its_sender_from_its_next_packet() {
 }
 
 #[test]
+fn a_flow_learns_no_sender_from_packets_of_a_pod_that_is_not_attached_yet() {
+    let world = World::backend();
+    for (flags, by) in [(SYN, VETH), (ACK, VETH), (ACK, BRIDGE)] {
+        assert_eq!(world.receive_stamped(&to_backend(flags), by, 0).reason, Reason::Passed);
+        assert_eq!(world.only_flow(FlowTable::Embryonic).stamp, SENDER_UNKNOWN);
+    }
+    assert_eq!(world.receive_stamped(&to_backend(ACK), BRIDGE, mark(JUDGED, SENDER)).reason, Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Embryonic).stamp, SENDER as u16);
+    // Another sender's packets are not this flow's from then on.
+    assert_eq!(world.receive_stamped(&to_backend(ACK), BRIDGE, mark(JUDGED, SENDER + 1)).reason, Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Embryonic).stamp, SENDER as u16 + 1, "begun anew");
+}
+
+#[test]
 fn what_leaves_is_looked_at_only_if_a_veth_deferred_it() {
     let world = World::backend();
     for (by, mark) in [(0, mark(DEFERRED, SENDER)), (UPLINK, mark(DEFERRED, SENDER)), (BRIDGE, mark(JUDGED, SENDER))] {
