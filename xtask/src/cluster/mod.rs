@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use self::control::{Request, Running};
 use self::state::State;
 use crate::process;
+use crate::setup::{self, Need};
 
 /// The name of the control plane's machine; the nodes' begin with "node", and come after it.
 const CONTROL_PLANE: &str = "control-plane";
@@ -67,6 +68,12 @@ pub(crate) enum Command {
     },
     /// End a node as a power failure does
     KillNode {
+        /// Its name
+        name: String,
+    },
+    /// Print where a program of the cluster is, such as kube-proxy; build it if it is not there
+    #[command(hide = true)]
+    Binary {
         /// Its name
         name: String,
     },
@@ -155,6 +162,7 @@ pub(crate) fn main(command: Command) -> Result<ExitCode> {
         Command::Load { archive } => load(&state, &archive).map(|()| ExitCode::SUCCESS),
         Command::StartNode { name } => locked(&state, || nodes::start(&state, &name)),
         Command::KillNode { name } => locked(&state, || nodes::kill(&state, &name)),
+        Command::Binary { name } => binary(&name),
         Command::Machine(args) => machine::main(args),
     }
 }
@@ -231,6 +239,16 @@ fn load(state: &State, archive: &Path) -> Result<()> {
         eprintln!("cluster: {} has it", node.name);
     }
     Ok(())
+}
+
+fn binary(name: &str) -> Result<ExitCode> {
+    setup::ensure(&[Need::Packages, Need::Cluster])?;
+    let path = recipe::Recipe::read()?.installation()?.binary(name);
+    if !path.is_file() {
+        bail!("the cluster has no program {name}");
+    }
+    println!("{}", path.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn kubectl(state: &State, arguments: &[String]) -> Result<ExitCode> {

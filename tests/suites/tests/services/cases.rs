@@ -1,0 +1,366 @@
+//! What must be true, one function for each case.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use anyhow::{Context, bail};
+use netpol_policy::model::Protocol;
+use netpol_testbed::probe::{Outcome, TIMEOUT};
+use serde_json::{Value, json};
+
+use super::burst;
+use super::service::{Exposed, PORT, Service, egress, slice, to_blue};
+use super::town::{BACKENDS, MANY, PORTS, STRANGER, Tally, Town};
+
+const FAMILIES: [usize; 2] = [0, 1];
+
+/// All four, at one port.
+fn all_at(port: u16) -> Vec<(&'static str, u16)> {
+    BACKENDS.map(|pod| (pod, port)).to_vec()
+}
+
+fn is_blue(town: &Town, backend: SocketAddr) -> bool {
+    ["web-1", "web-3", "host"]
+        .iter()
+        .any(|pod| FAMILIES.iter().any(|family| town.address(pod, *family) == backend.ip()))
+}
+
+/// Opens many connections from `client`, and fails unless exactly those to allowed backends are answered, and every
+/// backend is among those that were picked.
+fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) -> Tally {
+    let tally = town.tally("client", to, service.protocol, MANY).unwrap();
+    let wrong = |backends: Vec<&SocketAddr>| format!("{backends:?} at {to}: {tally:?}\n{}", town.tail());
+    let leaked: Vec<_> = tally.answered.keys().filter(|backend| !allowed(**backend)).collect();
+    assert!(leaked.is_empty(), "answered though denied: {}", wrong(leaked));
+    let lost: Vec<_> = tally.silent.keys().filter(|backend| allowed(**backend)).collect();
+    assert!(lost.is_empty(), "silent though allowed: {}", wrong(lost));
+    assert_eq!(tally.untracked, 0, "{tally:?}");
+    let reached: std::collections::BTreeSet<_> = tally.answered.keys().chain(tally.silent.keys()).copied().collect();
+    let family = usize::from(to.is_ipv6());
+    if service.spec.pointer("/sessionAffinity").is_none() {
+        assert_eq!(reached, service.reached(town, family), "{to}");
+    }
+    tally
+}
+
+/// At each ClusterIP.
+fn judge_all(town: &Town, exposed: &Exposed, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) {
+    for address in &exposed.addresses {
+        let _tally = judge(town, SocketAddr::new(*address, PORT), service, &allowed);
+    }
+}
+
+fn cluster_ip(town: &Town, protocol: Protocol) {
+    let service = Service::new("web", protocol, &all_at(PORTS[0]));
+    let exposed = service.expose(town);
+    judge_all(town, &exposed, &service, |_| true);
+    town.apply(&egress(&to_blue(&json!(PORTS[0]), protocol)));
+    judge_all(town, &exposed, &service, |backend| is_blue(town, backend));
+    // The Service's own port is nothing that a policy knows of.
+    town.apply(&egress(&to_blue(&json!(PORT), protocol)));
+    judge_all(town, &exposed, &service, |_| false);
+    town.apply(&egress(&json!([{ "to": [{ "podSelector": { "matchLabels": { "app": "web" } } }] }])));
+    judge_all(town, &exposed, &service, |_| true);
+}
+
+pub(crate) fn a_cluster_ip_is_judged_by_the_backend_that_the_proxy_picks(town: &mut Town) {
+    cluster_ip(town, Protocol::Tcp);
+}
+
+pub(crate) fn datagrams_to_a_cluster_ip_are_judged_like_connections(town: &mut Town) {
+    cluster_ip(town, Protocol::Udp);
+}
+
+pub(crate) fn a_target_port_by_name_is_judged_by_the_number_that_each_backend_gives_it(town: &mut Town) {
+    let backends = [("web-1", PORTS[0]), ("web-2", PORTS[1]), ("web-3", PORTS[1]), ("web-4", PORTS[0])];
+    let service = Service::new("web", Protocol::Tcp, &backends);
+    let exposed = service.expose(town);
+    town.apply(&egress(&to_blue(&json!("http"), Protocol::Tcp)));
+    judge_all(town, &exposed, &service, |backend| is_blue(town, backend));
+    // By number, the name is right for one of the blue ones only.
+    town.apply(&egress(&to_blue(&json!(PORTS[1]), Protocol::Tcp)));
+    judge_all(town, &exposed, &service, |backend| is_blue(town, backend) && backend.port() == PORTS[1]);
+}
+
+pub(crate) fn a_node_port_from_a_pod_is_judged_by_its_backend(town: &mut Town) {
+    for local in [false, true] {
+        let policy = if local { "Local" } else { "Cluster" };
+        let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0]))
+            .with(json!({ "type": "NodePort", "externalTrafficPolicy": policy }));
+        let exposed = service.expose(town);
+        town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
+        for address in town.node().addresses() {
+            // To a pod of the cluster the node is no outside: `Local` means nothing.
+            let to = SocketAddr::new(address, exposed.node_port.unwrap());
+            let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
+        }
+        town.clear();
+    }
+}
+
+/// Ingress of blue pods from these blocks only.
+fn ingress_from(blocks: &[String]) -> Value {
+    let from: Vec<Value> = blocks.iter().map(|block| json!({ "ipBlock": { "cidr": block } })).collect();
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "blue" },
+        "spec": {
+            "podSelector": { "matchLabels": { "color": "blue", "app": "web" } },
+            "policyTypes": ["Ingress"], "ingress": [{ "from": from }],
+        },
+    })
+}
+
+fn alone(address: &IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
+}
+
+pub(crate) fn a_node_port_from_outside_shows_the_policy_what_the_proxy_left(town: &mut Town) {
+    let strangers = STRANGER.map(|address| address.parse::<IpAddr>().unwrap());
+    let outside = town.node().outside().network();
+    // A pod on this node is judged by this agent, and masqueraded traffic leaves by its bridge.
+    let own = town.node().gateways();
+    for (policy, allowed, blocks) in [
+        // The source is kept, and the policy names it.
+        ("Local", true, strangers.iter().map(alone).collect::<Vec<_>>()),
+        ("Local", false, own.iter().map(alone).collect()),
+        // The source is an address of the node, and not the node itself.
+        ("Cluster", false, strangers.iter().map(alone).collect()),
+        ("Cluster", true, own.iter().map(alone).collect()),
+    ] {
+        let service = Service::new("web", Protocol::Tcp, &[("web-1", PORTS[0])])
+            .with(json!({ "type": "NodePort", "externalTrafficPolicy": policy }));
+        let exposed = service.expose(town);
+        town.apply(&ingress_from(&blocks));
+        for (address, source) in town.node().addresses().into_iter().zip(strangers) {
+            let to = SocketAddr::new(address, exposed.node_port.unwrap());
+            let tally = town.tally_from(outside, source, to, Protocol::Tcp, MANY).unwrap();
+            let (answered, silent) = if allowed { (MANY, 0) } else { (0, MANY) };
+            assert_eq!((tally.answered(), tally.silent()), (answered, silent), "{policy} {blocks:?} {to}: {tally:?}");
+        }
+        town.clear();
+    }
+}
+
+pub(crate) fn external_and_load_balancer_addresses_are_judged_by_their_backends(town: &mut Town) {
+    let external = ["203.0.113.80", "2001:db8:113::80"];
+    let balanced = ["203.0.113.81", "2001:db8:113::81"];
+    let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0]))
+        .with(json!({ "type": "LoadBalancer", "externalIPs": external }));
+    let exposed = service.expose(town);
+    let ingress: Vec<Value> = balanced.iter().map(|ip| json!({ "ip": ip, "ipMode": "VIP" })).collect();
+    let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
+    let patch = ["patch", "service", "web", "--namespace", super::town::NAMESPACE, "--subresource=status"];
+    let _patched = town.admin().kubectl(&[&patch[..], &["--type=merge", "--patch", &status]].concat()).unwrap();
+    for address in external.iter().chain(&balanced) {
+        let to = SocketAddr::new(address.parse().unwrap(), PORT);
+        town.wait_for_proxy(to, Protocol::Tcp, &service.reached(town, usize::from(to.is_ipv6())));
+    }
+    // Everything but the cluster's pods is allowed, the Service's addresses with it: green ones are not.
+    let mut rules = to_blue(&json!(PORTS[0]), Protocol::Tcp);
+    let blocks = json!({ "to": [
+        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"] } },
+        { "ipBlock": { "cidr": "::/0", "except": ["fd00:10:244::/56"] } },
+    ]});
+    rules.as_array_mut().unwrap().push(blocks);
+    town.apply(&egress(&rules));
+    for address in external.iter().chain(&balanced) {
+        let to = SocketAddr::new(address.parse().unwrap(), PORT);
+        let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
+    }
+    judge_all(town, &exposed, &service, |backend| is_blue(town, backend));
+}
+
+pub(crate) fn a_service_without_selector_is_judged_by_the_addresses_of_its_slices(town: &mut Town) {
+    let service = Service::new("elsewhere", Protocol::Tcp, &[]);
+    let exposed = service.expose(town);
+    for (address, kind) in STRANGER.iter().zip(["IPv4", "IPv6"]) {
+        let endpoint = json!({ "addresses": [address], "conditions": { "ready": true } });
+        town.apply(&slice(&service, kind, 1, PORTS[0], vec![endpoint]));
+    }
+    let strangers = STRANGER.map(|address| address.parse::<IpAddr>().unwrap());
+    for (address, backend) in exposed.addresses.iter().zip(strangers) {
+        let backends = [SocketAddr::new(backend, PORTS[0])].into();
+        town.wait_for_proxy(SocketAddr::new(*address, PORT), Protocol::Tcp, &backends);
+    }
+    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": alone(address) } });
+    let rules = json!([{ "to": strangers.iter().map(block).collect::<Vec<_>>(), "ports": [{ "port": PORTS[0] }] }]);
+    // The Service's own address is in neither.
+    let denied = json!([{ "to": exposed.addresses.iter().map(block).collect::<Vec<_>>() }]);
+    for (rules, answered) in [(rules, MANY), (denied, 0)] {
+        town.apply(&egress(&rules));
+        for address in &exposed.addresses {
+            let to = SocketAddr::new(*address, PORT);
+            let tally = town.tally("client", to, Protocol::Tcp, MANY).unwrap();
+            assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{to}: {tally:?}");
+        }
+    }
+}
+
+pub(crate) fn session_affinity_does_not_get_round_a_policy(town: &mut Town) {
+    let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0])).with(json!({ "sessionAffinity": "ClientIP" }));
+    let exposed = service.expose(town);
+    for address in &exposed.addresses {
+        let to = SocketAddr::new(*address, PORT);
+        town.wait("the proxy knows the Service", |town| {
+            let tally = town.tally("client", to, Protocol::Tcp, 8)?;
+            if tally.answered() == 8 { Ok(()) } else { bail!("{tally:?}") }
+        });
+    }
+    town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
+    for address in &exposed.addresses {
+        let tally = judge(town, SocketAddr::new(*address, PORT), &service, |backend| is_blue(town, backend));
+        assert_eq!(tally.answered.len() + tally.silent.len(), 1, "one client, one backend: {tally:?}");
+    }
+}
+
+pub(crate) fn a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole(town: &mut Town) {
+    let blocks: Vec<Value> =
+        town.node().addresses().iter().map(|address| json!({ "ipBlock": { "cidr": alone(address) } })).collect();
+    let to_node = |port: u16| json!([{ "to": blocks, "ports": [{ "port": port }] }]);
+    let one = Service::new("one", Protocol::Tcp, &[("host", PORTS[0])]);
+    let exposed = one.expose(town);
+    for (rules, answered) in [(to_node(PORTS[0]), MANY), (to_node(PORTS[1]), 0), (json!([]), 0)] {
+        town.apply(&egress(&rules));
+        for address in &exposed.addresses {
+            let tally = town.tally("client", SocketAddr::new(*address, PORT), Protocol::Tcp, MANY).unwrap();
+            assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{rules}: {tally:?}");
+        }
+    }
+    // One that is allowed and one that is not: what is delivered here passes no device, so both are denied. A backend
+    // elsewhere is not concerned.
+    let two = Service::new("two", Protocol::Tcp, &[("host", PORTS[0]), ("host", PORTS[1]), ("web-3", PORTS[0])]);
+    let exposed = two.expose(town);
+    let mut rules = to_node(PORTS[0]);
+    rules.as_array_mut().unwrap().extend(to_blue(&json!(PORTS[0]), Protocol::Tcp).as_array().unwrap().clone());
+    town.apply(&egress(&rules));
+    for (family, address) in exposed.addresses.iter().enumerate() {
+        let tally = town.tally("client", SocketAddr::new(*address, PORT), Protocol::Tcp, MANY).unwrap();
+        let remote = SocketAddr::new(town.address("web-3", family), PORTS[0]);
+        assert_eq!(tally.answered.keys().collect::<Vec<_>>(), [&remote], "{tally:?}");
+        assert!(!tally.silent.contains_key(&remote), "{tally:?}");
+        assert!(tally.silent() > 0, "{tally:?}");
+    }
+}
+
+pub(crate) fn an_address_that_loses_its_last_backend_leads_nowhere_and_comes_back(town: &mut Town) {
+    let service = Service::new("web", Protocol::Tcp, &[("web-3", PORTS[0])]);
+    let exposed = service.expose(town);
+    town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
+    judge_all(town, &exposed, &service, |_| true);
+    let kinds = ["delete", "endpointslices", "--all", "--namespace", super::town::NAMESPACE];
+    let _deleted = town.admin().kubectl(&kinds).unwrap();
+    for address in &exposed.addresses {
+        let to = SocketAddr::new(*address, PORT);
+        town.wait("nobody answers", |town| {
+            let source = town.address("client", usize::from(to.is_ipv6()));
+            // Refused by the proxy, or silent: what it says to that is not ours.
+            let shots = burst::burst(town.network("client"), source, to, Protocol::Tcp, 20)?;
+            if shots.iter().all(|shot| shot.outcome != Outcome::Allow) { Ok(()) } else { bail!("{shots:?}") }
+        });
+    }
+    let exposed = service.expose(town);
+    judge_all(town, &exposed, &service, |_| true);
+}
+
+pub(crate) fn a_pod_that_reaches_itself_through_a_service_is_judged_as_itself(town: &mut Town) {
+    let service = Service::new("self", Protocol::Tcp, &[("client", PORTS[0])]);
+    let exposed = service.expose(town);
+    let policy = |allowed: bool| {
+        let peers = json!([{ "podSelector": { "matchLabels": { "app": "client" } } }]);
+        let rule = |side: &str| if allowed { json!([{ side: peers }]) } else { json!([]) };
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "client" },
+            "spec": {
+                "podSelector": { "matchLabels": { "app": "client" } }, "policyTypes": ["Ingress", "Egress"],
+                "ingress": rule("from"), "egress": rule("to"),
+            },
+        })
+    };
+    for allowed in [true, false] {
+        town.apply(&policy(allowed));
+        judge_all(town, &exposed, &service, |_| allowed);
+        // Directly it never leaves the pod, and no policy has a say.
+        for family in FAMILIES {
+            let own = town.address("client", family);
+            let to = SocketAddr::new(own, PORTS[0]);
+            let shots = burst::burst(town.network("client"), own, to, Protocol::Tcp, 20).unwrap();
+            assert!(shots.iter().all(|shot| shot.outcome == Outcome::Allow), "{shots:?}");
+        }
+    }
+}
+
+/// A connection that outlives a probe.
+struct Connection(TcpStream);
+
+impl Connection {
+    fn open(town: &Town, to: SocketAddr) -> Self {
+        let stream = town.network("client").place().run(|| TcpStream::connect(to).context("connect")).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        Self(stream)
+    }
+
+    fn exchange(&mut self) -> Outcome {
+        let sent = b"still there?";
+        let mut answer = [0; 12];
+        match self.0.write_all(sent).and_then(|()| self.0.read_exact(&mut answer)) {
+            Ok(()) if &answer == sent => Outcome::Allow,
+            Ok(()) => Outcome::Error("something else came back".to_owned()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Outcome::Deny,
+            Err(error) => Outcome::Error(error.to_string()),
+        }
+    }
+}
+
+pub(crate) fn a_connection_lives_as_long_as_its_backend_is_allowed_whatever_becomes_of_the_service(town: &mut Town) {
+    for (pod, gone) in [("web-1", false), ("web-3", false), ("web-1", true), ("web-3", true)] {
+        let service = Service::new("web", Protocol::Tcp, &[(pod, PORTS[0])]);
+        let exposed = service.expose(town);
+        town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
+        let mut connections: Vec<Connection> =
+            exposed.addresses.iter().map(|address| Connection::open(town, SocketAddr::new(*address, PORT))).collect();
+        let all = |connections: &mut Vec<Connection>, expected: &Outcome, when: &str| {
+            for connection in connections {
+                assert_eq!(&connection.exchange(), expected, "{pod}, {when}\n{}", town.tail());
+            }
+        };
+        all(&mut connections, &Outcome::Allow, "at first");
+        if gone {
+            let delete = ["delete", "services,endpointslices", "--all", "--namespace", super::town::NAMESPACE];
+            let _deleted = town.admin().kubectl(&delete).unwrap();
+        } else {
+            // Other backends from now on: what is open stays where it is.
+            let _exposed = Service::new("web", Protocol::Tcp, &[("web-2", PORTS[0]), ("web-4", PORTS[0])]).expose(town);
+        }
+        all(&mut connections, &Outcome::Allow, "after the Service has changed");
+        town.apply(&egress(&json!([])));
+        all(&mut connections, &Outcome::Deny, "after the permission was revoked");
+        town.clear();
+    }
+}
+
+pub(crate) fn a_service_that_the_agent_does_not_know_yet_leaks_nothing(town: &mut Town) {
+    // The whole world but the cluster's pods: ClusterIPs are in it.
+    let mut rules = to_blue(&json!(PORTS[0]), Protocol::Tcp);
+    rules.as_array_mut().unwrap().push(json!({ "to": [
+        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"] } },
+        { "ipBlock": { "cidr": "::/0", "except": ["fd00:10:244::/56"] } },
+    ]}));
+    town.apply(&egress(&rules));
+    town.relay().silence(true);
+    let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0])).with(json!({
+        "externalIPs": ["203.0.113.90", "2001:db8:113::90"],
+    }));
+    let exposed = service.expose_unseen(town);
+    let external = ["203.0.113.90", "2001:db8:113::90"].map(|address| address.parse::<IpAddr>().unwrap());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for address in exposed.addresses.iter().copied().chain(external) {
+            let to = SocketAddr::new(address, PORT);
+            town.wait_for_proxy(to, Protocol::Tcp, &service.reached(town, usize::from(to.is_ipv6())));
+            let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
+        }
+    }));
+    town.relay().silence(false);
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
