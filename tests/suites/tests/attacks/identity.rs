@@ -1,0 +1,36 @@
+//! Packets that pretend to come from the pod's own node, which every policy lets in (decision D7).
+
+use netpol_suites::frames::{ipv4, udp};
+use serde_json::json;
+
+use super::Attack;
+use super::scene::{PORT, only, policy, v4};
+use super::wire::addressed;
+
+const MARKER: &[u8] = b"this is your node speaking";
+
+/// The address check is off for the attacker, as for a pod that carries addresses of others, so that it is the victim's
+/// side that has to tell.
+#[test]
+fn the_nodes_address_does_not_make_a_bridged_packet_the_nodes_own() {
+    // Without bridge-nf-call a bridged packet still has its sender's socket when it is delivered.
+    for filtered in ["1", "0"] {
+        let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
+        Attack {
+            node: &|scene| scene.on_node(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={filtered}")),
+            frames: &|scene| {
+                let as_the_node = |node| {
+                    let frame = ipv4(node, v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+                    addressed(frame, scene.mac("attacker"), scene.mac("victim"))
+                };
+                [v4(1), [198, 18, 0, 2]].map(as_the_node).to_vec()
+            },
+            marker: MARKER,
+            target: "victim",
+            policies: vec![policy("nobody", &nobody)],
+            unchecked: true,
+            counted: ("ingress", "no_rule"),
+        }
+        .prove();
+    }
+}

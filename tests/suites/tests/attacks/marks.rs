@@ -1,0 +1,134 @@
+//! Stamps that are lost, copied or forged, and devices that nobody has hooked yet (decision D6).
+
+use std::net::SocketAddr;
+
+use netpol_policy::model::Protocol;
+use netpol_suites::frames::{ipv4, udp};
+use netpol_testbed::probe::{self, Outcome, Probe};
+use serde_json::{Value, json};
+
+use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4};
+use super::wire::addressed;
+
+const MARKER: &[u8] = b"where is my mark";
+
+fn tcp(scene: &Scene, from: &str, source: [u8; 4], to: SocketAddr) -> Outcome {
+    let from = scene.pod(from).network();
+    let probe = Probe { from, source: source.into(), destination: to.ip(), protocol: Protocol::Tcp, port: to.port() };
+    probe::run(&[probe]).unwrap().remove(0)
+}
+
+fn to(address: [u8; 4]) -> SocketAddr {
+    SocketAddr::new(address.into(), PORT)
+}
+
+/// The attacker may send to the host outside, by its address, and to nobody else.
+fn outside_only() -> Vec<Value> {
+    let block = json!([{ "to": [{ "ipBlock": { "cidr": "203.0.113.10/32" } }] }]);
+    vec![policy("out", &json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": block }))]
+}
+
+#[test]
+fn a_packet_whose_mark_somebody_has_cleared_is_not_delivered() {
+    let mut scene = Scene::new();
+    scene.populate();
+    scene.start_agent(Vec::new());
+    assert_eq!(tcp(&scene, "attacker", v4(10), to(v4(11))), Outcome::Allow);
+    assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Allow);
+    scene.on_node(
+        "nft add table ip thief
+         nft 'add chain ip thief forward { type filter hook forward priority 0; }'
+         nft add rule ip thief forward meta mark set 0",
+    );
+    assert_eq!(tcp(&scene, "attacker", v4(10), to(v4(11))), Outcome::Deny);
+    assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Deny);
+    assert!(scene.dropped("egress", "mark_lost") > 1);
+}
+
+#[test]
+fn a_stamp_that_the_kernel_copies_to_other_packets_is_not_believed() {
+    let mut scene = Scene::new();
+    scene.populate();
+    // What some tools do: the mark of a connection's first packet for all of its packets, both ways.
+    scene.on_node(
+        "sysctl -qw net.ipv4.tcp_fwmark_accept=1 net.ipv4.fwmark_reflect=1
+         nft add table ip copier
+         nft 'add chain ip copier pre { type filter hook prerouting priority -149; }'
+         nft 'add chain ip copier post { type filter hook postrouting priority 0; }'
+         nft add rule ip copier pre ct mark != 0 meta mark set ct mark
+         nft add rule ip copier post meta mark != 0 ct mark set meta mark",
+    );
+    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
+    scene.start_agent([outside_only(), vec![policy("nobody", &nobody)]].concat());
+    // What is allowed works, although replies from outside bear the attacker's stamp, and the node's answers too.
+    for _time in 0..3 {
+        assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Allow);
+        assert_eq!(tcp(&scene, "bystander", v4(12), to(v4(1))), Outcome::Allow);
+    }
+    assert_eq!(tcp(&scene, "attacker", v4(10), to(v4(12))), Outcome::Deny);
+    assert_eq!(tcp(&scene, "bystander", v4(12), to(v4(11))), Outcome::Deny);
+}
+
+#[test]
+fn an_address_that_is_rewritten_behind_the_pods_back_is_judged_by_where_it_leads() {
+    let mut scene = Scene::new();
+    scene.populate();
+    // A rule of nobody's, to an address that nobody has declared: allowed by its own address, it leads to the victim.
+    let rewrite = |target: [u8; 4]| {
+        let [a, b, c, d] = target;
+        format!(
+            "nft flush chain ip sly pre 2>/dev/null || {{ nft add table ip sly
+             nft 'add chain ip sly pre {{ type nat hook prerouting priority -100; }}'; }}
+             nft add rule ip sly pre ip daddr 203.0.113.10 tcp dport 80 dnat to {a}.{b}.{c}.{d}:{PORT}"
+        )
+    };
+    scene.start_agent(outside_only());
+    let front = SocketAddr::new(OUTSIDE.into(), 80);
+    for (target, expected) in [(OUTSIDE, Outcome::Allow), (v4(11), Outcome::Deny), (v4(1), Outcome::Deny)] {
+        scene.on_node(&rewrite(target));
+        assert_eq!(tcp(&scene, "bystander", v4(12), front), Outcome::Allow, "the rule works: {target:?}");
+        assert_eq!(tcp(&scene, "attacker", v4(10), front), expected, "{target:?}");
+    }
+}
+
+#[test]
+fn a_device_that_appears_while_nobody_looks_is_no_way_out() {
+    let mut scene = Scene::new();
+    scene.populate();
+    scene.start_agent(outside_only());
+    scene.kill_agent();
+    // A second uplink, to the same host outside; and a rewriting that leads to another one behind it.
+    scene.on_node(&format!(
+        "ip link add late0 type veth peer name late1 netns {}
+         ip addr add 192.0.2.1/24 dev late0
+         ip link set late0 up
+         nft add table ip sly
+         nft 'add chain ip sly pre {{ type nat hook prerouting priority -100; }}'
+         nft add rule ip sly pre ip daddr 203.0.113.10 udp dport {PORT} dnat to 192.0.2.66",
+        scene.node.outside().network().path().display()
+    ));
+    let outside = scene.node.outside().network().place();
+    outside
+        .run(|| {
+            let lines = ["ip link set late1 up", "ip addr add 192.0.2.66/24 dev late1"];
+            for line in lines {
+                let status = std::process::Command::new("sh").args(["-c", line]).status()?;
+                anyhow::ensure!(status.success(), "{line}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    let observer = super::wire::Wire::open(&outside, "late1").unwrap();
+    let send = |scene: &Scene, pod: &str, last: u8, port: u16| {
+        let frame = ipv4(v4(last), OUTSIDE, 17, 0, &[], &udp(port, PORT, MARKER));
+        scene.wire(pod).send(&[addressed(frame, scene.mac(pod), scene.router())]).unwrap();
+    };
+    send(&scene, "attacker", 10, 5000);
+    assert!(!observer.sees(MARKER).unwrap(), "it has left by a device that nobody judges at");
+    // Hooked, the device carries what is allowed: for one pod that is everything.
+    scene.start_agent(outside_only());
+    send(&scene, "attacker", 10, 5001);
+    assert!(!observer.sees(MARKER).unwrap(), "it leads to an address that is not allowed");
+    send(&scene, "bystander", 12, 5002);
+    assert!(observer.sees(MARKER).unwrap(), "what nothing isolates is held back");
+}

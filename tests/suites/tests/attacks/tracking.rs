@@ -1,0 +1,109 @@
+//! Packets that pretend to belong to a connection (decision D5).
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use netpol_suites::frames::{ACK, SYN, ipv4, tcp, udp};
+use serde_json::json;
+
+use super::Attack;
+use super::scene::{PORT, Scene, only, policy, v4};
+use super::wire::addressed;
+
+const MARKER: &[u8] = b"never asked for, never answered";
+
+/// The attacker may send nothing; everybody may send to it.
+fn silenced() -> Vec<serde_json::Value> {
+    vec![policy("silenced", &json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": [] }))]
+}
+
+#[test]
+fn what_looks_like_a_reply_is_no_way_out_of_a_pod_that_may_not_send() {
+    // The reverse of each would be allowed: everybody may send to the attacker's port.
+    for (protocol, payload) in [
+        (6, tcp(PORT, 40_000, ACK, MARKER)),
+        (6, tcp(PORT, 40_000, SYN | ACK, MARKER)),
+        (17, udp(PORT, 40_000, MARKER)),
+    ] {
+        Attack {
+            node: &|_scene| {},
+            frames: &|scene| {
+                let frame = ipv4(v4(10), v4(11), protocol, 0, &[], &payload);
+                vec![addressed(frame, scene.mac("attacker"), scene.mac("victim"))]
+            },
+            marker: MARKER,
+            target: "victim",
+            policies: silenced(),
+            unchecked: false,
+            counted: ("egress", "no_rule"),
+        }
+        .prove();
+    }
+}
+
+#[test]
+fn a_syn_that_is_hidden_in_fragments_is_dropped_with_its_first_one() {
+    // The flags are in the second fragment, eight bytes on: what may only go on, and not begin, would else begin here.
+    let to_port = json!([{ "to": [{ "podSelector": {} }], "ports": [{ "port": PORT }] }]);
+    let out = json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": to_port });
+    Attack {
+        node: &|_scene| {},
+        frames: &|scene| {
+            let segment = tcp(5000, PORT, SYN, MARKER);
+            let more = 0x2000;
+            let (from, to) = (scene.mac("attacker"), scene.mac("victim"));
+            let first = ipv4(v4(10), v4(11), 6, more, &[], &segment[..8]);
+            let rest = ipv4(v4(10), v4(11), 6, 1, &[], &segment[8..]);
+            vec![addressed(first, from, to), addressed(rest, from, to)]
+        },
+        marker: MARKER,
+        target: "victim",
+        policies: vec![policy("one-port", &out)],
+        unchecked: false,
+        counted: ("egress", "fragment_header"),
+    }
+    .prove();
+}
+
+/// Says something and hears it back, or silence.
+fn exchange(stream: &mut TcpStream) -> bool {
+    let sent = b"still there?";
+    let mut answer = [0; 12];
+    match stream.write_all(sent).and_then(|()| stream.read_exact(&mut answer)) {
+        Ok(()) => answer == *sent,
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_revoked_connection_does_not_come_back_by_what_the_kernel_sends_again() {
+    for cut in ["egress", "ingress"] {
+        let mut scene = Scene::new();
+        scene.start_agent(Vec::new());
+        scene.populate();
+        let to = SocketAddr::new(v4(11).into(), PORT);
+        let place = scene.pod("attacker").network().place();
+        let mut stream = place.run(|| TcpStream::connect(to).context("connect")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+        assert!(exchange(&mut stream));
+        let spec = if cut == "egress" {
+            json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": [] })
+        } else {
+            json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"], "ingress": [] })
+        };
+        scene.set_policies(vec![policy("cut", &spec)]);
+        // The kernel retransmits from both sides meanwhile, and either could look like the beginning of something new.
+        assert!(!exchange(&mut stream), "{cut}");
+        assert!(!exchange(&mut stream), "{cut}");
+        assert!(scene.dropped(cut, "revoked") > 1, "{cut}");
+        // Allowed again, the same connection goes on with what was held back.
+        scene.set_policies(Vec::new());
+        let mut rest = [0; 12];
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"still there?", "{cut}");
+    }
+}
