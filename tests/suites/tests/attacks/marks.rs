@@ -35,6 +35,10 @@ fn a_packet_whose_mark_somebody_has_cleared_is_not_delivered() {
     scene.start_agent(Vec::new());
     assert_eq!(tcp(&scene, "attacker", v4(10), to(v4(11))), Outcome::Allow);
     assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Allow);
+    scene.wait("the node is armed", |scene| match scene.metrics()?.contains("\nnetpol_armed 1\n") {
+        true => Ok(()),
+        false => anyhow::bail!("not yet"),
+    });
     scene.on_node(
         "nft add table ip thief
          nft 'add chain ip thief forward { type filter hook forward priority 0; }'
@@ -49,7 +53,10 @@ fn a_packet_whose_mark_somebody_has_cleared_is_not_delivered() {
 fn a_stamp_that_the_kernel_copies_to_other_packets_is_not_believed() {
     let mut scene = Scene::new();
     scene.populate();
-    // What some tools do: the mark of a connection's first packet for all of its packets, both ways.
+    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
+    scene.start_agent([outside_only(), vec![policy("nobody", &nobody)]].concat());
+    // What some tools do: the mark of a connection's first packet for all of its packets, both ways. An agent that finds
+    // such rules does not start with the bits that they use; these come later.
     scene.on_node(
         "sysctl -qw net.ipv4.tcp_fwmark_accept=1 net.ipv4.fwmark_reflect=1
          nft add table ip copier
@@ -58,8 +65,6 @@ fn a_stamp_that_the_kernel_copies_to_other_packets_is_not_believed() {
          nft add rule ip copier pre ct mark != 0 meta mark set ct mark
          nft add rule ip copier post meta mark != 0 ct mark set meta mark",
     );
-    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
-    scene.start_agent([outside_only(), vec![policy("nobody", &nobody)]].concat());
     // What is allowed works, although replies from outside bear the attacker's stamp, and the node's answers too.
     for _time in 0..3 {
         assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Allow);

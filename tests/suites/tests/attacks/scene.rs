@@ -171,6 +171,11 @@ impl Scene {
         all.iter().filter(|one| one.direction == direction && one.reason == reason).map(|one| one.packets).sum()
     }
 
+    /// What the agent says of itself.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        self.agent.as_ref().unwrap().get("/metrics")
+    }
+
     /// All of its drops, for messages.
     pub(crate) fn all_dropped(&self) -> Vec<Dropped> {
         self.agent.as_ref().unwrap().dropped().unwrap()

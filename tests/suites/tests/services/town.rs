@@ -282,13 +282,6 @@ impl Town {
         });
     }
 
-    /// The value of one series of the agent's metrics, 0 if it is absent.
-    pub(crate) fn metric(&self, series: &str) -> f64 {
-        let text = self.agent.as_ref().unwrap().get("/metrics").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
-    }
-
     /// Waits until `condition` holds; fails with its last objection.
     pub(crate) fn wait(&self, what: &str, condition: impl Fn(&Self) -> Result<()>) {
         let begin = Instant::now();
