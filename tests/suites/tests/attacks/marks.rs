@@ -35,9 +35,8 @@ fn a_packet_whose_mark_somebody_has_cleared_is_not_delivered() {
     scene.start_agent(Vec::new());
     assert_eq!(tcp(&scene, "attacker", v4(10), to(v4(11))), Outcome::Allow);
     assert_eq!(tcp(&scene, "attacker", v4(10), to(OUTSIDE)), Outcome::Allow);
-    scene.wait("the node is armed", |scene| match scene.metrics()?.contains("\nnetpol_armed 1\n") {
-        true => Ok(()),
-        false => anyhow::bail!("not yet"),
+    scene.wait("the node is armed", |scene| {
+        if scene.metrics()?.contains("\nnetpol_armed 1") { Ok(()) } else { anyhow::bail!("not yet") }
     });
     scene.on_node(
         "nft add table ip thief
