@@ -5,7 +5,6 @@
 //! [`report`] says what came of it; [`upstream`] is these in order, for one combination, and [`all`] these and other suites for every one.
 
 mod all;
-mod awaited;
 mod report;
 mod runner;
 mod site;
