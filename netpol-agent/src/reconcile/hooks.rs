@@ -13,7 +13,8 @@ use netpol_common::abi::{AgentState, InterfaceRow, PENDING_ENDPOINT, interface_f
 use tracing::{debug, info, warn};
 
 use super::ports::Ports;
-use super::{ARM_AFTER, Engine, settings};
+use super::premises::settings;
+use super::{ARM_AFTER, Engine};
 use crate::config::Families;
 use crate::dataplane::attach::Role;
 use crate::guard::{self, Wanted};

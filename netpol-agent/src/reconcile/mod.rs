@@ -5,27 +5,28 @@
 //! a pod's only after the plan that holds the pod's policy is in the maps. Nothing is planned before every kind has been
 //! listed once: until then what an earlier agent left stays in force.
 
+mod attachment;
 mod endpoints;
 pub mod hooks;
 pub mod numbers;
 pub mod ports;
+mod premises;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, Settings, names, progress, setting_flags};
-use netpol_policy::compile::{Capacities, Change, Compiler, MapOp};
+use netpol_common::abi::{AgentState, EndpointWord, SET_DENY_ALL, names, progress};
+use netpol_policy::compile::{Change, Compiler, MapOp};
 use netpol_policy::decode::{Kind, Object};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Established, Pending};
+use crate::config::Config;
 use crate::dataplane::Dataplane;
-use crate::dataplane::attach::{self, Mechanism, Place, Role};
+use crate::dataplane::attach;
 use crate::dataplane::counters::{DropCounters, EndpointNamespaces};
-use crate::guard::conflicts::{self, Way};
 use crate::guard::{Guard, GuardCounters};
 use crate::intake::Intake;
 use crate::interfaces::bridge_netfilter::BridgeNetfilter;
@@ -36,6 +37,7 @@ use crate::source::Envelope;
 use hooks::{DeviceChange, Devices};
 use numbers::Numbers;
 use ports::{LinkChange, Ports};
+use premises::{capacities, refuse_conflicts, settings};
 
 /// What the engine reacts to.
 #[derive(Debug)]
@@ -360,43 +362,6 @@ impl Engine {
         }
     }
 
-    fn attach_all(&mut self) {
-        let ports: Vec<u32> = self.ports.iter().map(|(ifindex, _)| ifindex).collect();
-        for ifindex in ports {
-            self.attach(ifindex);
-        }
-    }
-
-    /// Attaches to a port. A failure is counted and tried again: the port stays as it was meanwhile.
-    fn attach(&mut self, ifindex: u32) {
-        self.changed = true;
-        let result = self.dataplane.attach(ifindex, Role::Pod);
-        let Some(port) = self.ports.get_mut(ifindex) else { return };
-        match result {
-            Ok(()) => {
-                if !port.attached
-                    && let Some(seen) = port.seen
-                {
-                    self.state.observe_attach(seen.elapsed());
-                }
-                if !port.attached {
-                    self.attached_at = Instant::now();
-                }
-                port.attached = true;
-            }
-            Err(error) => {
-                port.attached = false;
-                warn!(interface = port.link.name, ifindex, %error, "could not attach, trying again");
-                self.attach_later();
-            }
-        }
-    }
-
-    fn attach_later(&mut self) {
-        self.attach_at = Some(Instant::now() + ATTACH_AGAIN);
-        self.state.sync_failed(Stage::Attach);
-    }
-
     /// Programs everything that has changed.
     fn tick(&mut self, commands: &mut mpsc::Receiver<Command>) -> anyhow::Result<()> {
         let now = Instant::now();
@@ -501,46 +466,6 @@ impl Engine {
         self.publish_endpoints();
         self.state.programmed();
     }
-
-    /// Compares what is attached with what should be (decision D14).
-    fn verify(&mut self) {
-        self.list_again();
-        self.verify_guard();
-        self.look_at_bridge_netfilter();
-        let ports = self.ports.iter().map(|(ifindex, port)| (ifindex, Role::Pod, port.attached));
-        let devices = self.devices.iter().map(|(ifindex, device)| (ifindex, Role::Host, device.attached));
-        let all: Vec<(u32, Role, bool)> = ports.chain(devices).collect();
-        for (ifindex, role, attached) in all {
-            if !attached || self.dataplane.mechanism() == Mechanism::Clsact {
-                self.attach_as(ifindex, role);
-                continue;
-            }
-            match self.dataplane.place(ifindex, role) {
-                Ok(Place::First) => {}
-                Ok(Place::Behind) => {
-                    self.state.sync_failed(Stage::Attach);
-                    warn!(ifindex, "another program runs before ours and may keep packets from it; going first again");
-                    if let Err(error) = self.dataplane.go_first(ifindex, role) {
-                        warn!(ifindex, %error, "could not go first");
-                    }
-                }
-                Ok(Place::Missing) => {
-                    self.state.sync_failed(Stage::Attach);
-                    warn!(ifindex, "our program was taken off, attaching it again");
-                    self.attach_as(ifindex, role);
-                }
-                // The device went meanwhile; the notification is under way.
-                Err(error) => warn!(ifindex, %error, "could not verify"),
-            }
-        }
-    }
-
-    fn attach_as(&mut self, ifindex: u32, role: Role) {
-        match role {
-            Role::Pod => self.attach(ifindex),
-            Role::Host => self.hook(ifindex),
-        }
-    }
 }
 
 /// Links with the pod bridge first, so that its ports are known as such.
@@ -556,66 +481,4 @@ fn observe_all(ports: &mut Ports, devices: &mut Devices, netlink: &mut Netlink) 
         let _change: DeviceChange = devices.observe(&link, ports);
     }
     Ok(())
-}
-
-/// Refuses to stamp packets in bits of the mark that somebody else uses (decision D6): they would be rerouted, or lose
-/// their stamps.
-fn refuse_conflicts(config: &Config, netlink: &mut Netlink) -> anyhow::Result<()> {
-    let ours = config.mark_mask.bits();
-    let uses = conflicts::uses(&netlink.mark_rules()?)?;
-    let (conflicting, harmless): (Vec<_>, Vec<_>) = uses.into_iter().partition(|found| found.conflicts(ours));
-    for found in harmless.iter().filter(|found| matches!(found.way, Way::Whole(_))) {
-        info!("{found}; no packet of a pod is meant by that");
-    }
-    if conflicting.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = conflicting.iter().map(ToString::to_string).collect();
-    anyhow::bail!(
-        "--mark-mask {} is in use by others; pods' packets would be rerouted or lose their stamps. Give a mask of 16 bits \
-         that nobody uses:\n  {}",
-        config.mark_mask,
-        list.join("\n  ")
-    )
-}
-
-/// What the maps hold, as they were made: an adopted map keeps its size.
-fn capacities(dataplane: &Dataplane) -> anyhow::Result<Capacities> {
-    let size = |name| dataplane.map_size(name);
-    Ok(Capacities {
-        endpoints: size(names::ENDPOINT_WORDS)?,
-        addresses: size(names::ADDRESSES)?,
-        class4: size(names::CLASS4)?,
-        class6: size(names::CLASS6)?,
-        cidr4: size(names::CIDR4)?,
-        cidr6: size(names::CIDR6)?,
-        rules: size(names::RULES)?,
-        ports: size(names::PORTS)?,
-        digests: size(names::DIGESTS)?,
-        services: size(names::SERVICES)?,
-        service_cidrs: size(names::SERVICE_CIDRS)?,
-    })
-}
-
-fn settings(config: &Config, armed: bool) -> Settings {
-    let mut flags = if armed { setting_flags::ARMED } else { 0 };
-    match config.established {
-        Established::Recheck => {}
-        Established::Keep => flags |= setting_flags::KEEP_ESTABLISHED,
-    }
-    match config.pending {
-        Pending::Deny => {}
-        Pending::Allow => flags |= setting_flags::PENDING_ALLOW,
-    }
-    let mut overlay_ports = [[0; 2]; 4];
-    for (slot, port) in overlay_ports.iter_mut().zip(&config.overlay_ports) {
-        *slot = port.to_be_bytes();
-    }
-    Settings {
-        flags,
-        mark_shift: config.mark_mask.bits().trailing_zeros(),
-        bucket_cost: config.flow_budget.cost_ns(),
-        bucket_burst: config.flow_budget.burst_ns(),
-        overlay_ports,
-    }
 }
