@@ -16,7 +16,8 @@ pub(crate) struct Args {
     /// Only what needs no root: unit and property tests
     #[arg(long)]
     unprivileged: bool,
-    /// Only these suites, and nothing else: packets, conformance, cluster, …; upstream is upstream's own
+    /// Only these suites, and nothing else: packets, conformance, cluster, …; upstream is a third of upstream's own,
+    /// oldest-kernel the packets in a virtual machine
     #[arg(long, value_delimiter = ',', conflicts_with = "unprivileged")]
     suite: Vec<String>,
     /// Given to the test binaries: a test's name, --nocapture, …
@@ -30,9 +31,24 @@ const UNPRIVILEGED: [&str; 5] = ["netpol-common", "netpol-policy", "netpol-testb
 /// What upstream's own suite is called among suites.
 const UPSTREAM: &str = "upstream";
 
-/// The part of it that is run here: on one combination, and with an agent that is compiled as the other suites' is. All
-/// of it on every combination takes an hour: `cargo xtask conformance --all`.
-const THIRD: [&str; 5] = ["conformance", "--third", "1", "--profile", "dev"];
+/// The part of it that is run here, on one combination: the third with most about egress through Services. All of it on
+/// every combination takes an hour: `cargo xtask conformance --all`.
+const THIRD: [&str; 4] = ["conformance", "--third", "1", "--image"];
+
+/// What the packet tests on the oldest kernel are called among suites.
+const OLDEST: &str = "oldest-kernel";
+
+/// How they are run.
+const ON_OLDEST: [&str; 4] = ["vm", "5.10", "--suite", "packets"];
+
+/// Suites in which the agent runs in a cluster, from its image.
+const FROM_IMAGE: [&str; 2] = ["kubernetes", UPSTREAM];
+
+/// Suites that take programs of the cluster without starting one.
+const OF_THE_CLUSTER: [&str; 1] = ["services"];
+
+/// The variable by which suites take an image instead of building one.
+const IMAGE: &str = "NETPOL_IMAGE";
 
 /// Runs the tests; the status is 1 if one fails.
 ///
@@ -54,22 +70,43 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     if !args.unprivileged {
         setup::ensure(&[Need::Packages, Need::ControlPlane])?;
+        let suites = if args.suite.is_empty() { all()? } else { args.suite.clone() };
+        let any_of = |names: &[&str]| suites.iter().any(|suite| names.contains(&suite.as_str()));
+        if any_of(&FROM_IMAGE) || any_of(&OF_THE_CLUSTER) {
+            setup::ensure(&[Need::Cluster])?;
+        }
         let mut agent = process::cargo();
         agent.args(["build", "--package", "netpol-agent", "--bins"]);
         steps.push(("the agent, which the suites run".to_owned(), agent));
-        let suites =
-            if args.suite.is_empty() { [suites()?, vec![UPSTREAM.to_owned()]].concat() } else { args.suite.clone() };
+        let own = || std::env::current_exe().context("the path of this program").map(process::command);
+        let image = process::target_directory()?.join("test-image.tar");
+        if any_of(&FROM_IMAGE) {
+            let mut build = own()?;
+            // Compiled as the other suites' agent is: an optimised build takes minutes.
+            build.args(["image", "--profile", "dev", "--output"]).arg(&image);
+            steps.push(("the agent's image".to_owned(), build));
+        }
         for suite in suites {
-            if suite == UPSTREAM {
-                let mut upstream = process::command(std::env::current_exe().context("the path of this program")?);
-                upstream.args(THIRD);
-                steps.push(("a third of upstream's suite".to_owned(), upstream));
-                continue;
-            }
-            let mut tests = process::cargo();
-            tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", &suite]);
-            // Suites make namespaces, pins and links on one machine: one test at a time.
-            steps.push((format!("suite {suite}"), forward(tests, &["--test-threads=1"], &args.arguments)));
+            let command = match suite.as_str() {
+                UPSTREAM => {
+                    let mut upstream = own()?;
+                    upstream.args(THIRD).arg(&image);
+                    upstream
+                }
+                OLDEST => {
+                    let mut vm = own()?;
+                    vm.args(ON_OLDEST);
+                    vm
+                }
+                _ => {
+                    let mut tests = process::cargo();
+                    tests.args(["test", "--package", "netpol-suites", "--no-fail-fast", "--test", &suite]);
+                    tests.env(IMAGE, &image);
+                    // Suites make namespaces, pins and links on one machine: one test at a time.
+                    forward(tests, &["--test-threads=1"], &args.arguments)
+                }
+            };
+            steps.push((format!("suite {suite}"), command));
         }
     }
     let mut failed = Vec::new();
@@ -86,6 +123,13 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     eprintln!("\ntest: FAILED: {}", failed.join(", "));
     Ok(ExitCode::from(1))
+}
+
+/// Every suite: the test binaries, and what other programs run.
+fn all() -> Result<Vec<String>> {
+    let mut all = suites()?;
+    all.extend([OLDEST, UPSTREAM].map(str::to_owned));
+    Ok(all)
 }
 
 /// The test binaries of the suites, as cargo finds them: files, and folders with a `main.rs`. Read from the folder, so
@@ -125,6 +169,14 @@ mod tests {
             let folder = process::workspace().join("tests/suites/tests");
             let (file, main) = (folder.join(format!("{suite}.rs")), folder.join(&suite).join("main.rs"));
             assert!(file.is_file() || main.is_file(), "{suite}");
+        }
+    }
+
+    #[test]
+    fn suites_that_need_a_cluster_are_suites() {
+        let all = all().unwrap();
+        for suite in FROM_IMAGE.iter().chain(&OF_THE_CLUSTER) {
+            assert!(all.iter().any(|name| name == suite), "{suite}");
         }
     }
 

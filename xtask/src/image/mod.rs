@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Wrap this static binary instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Cargo's profile of the agent: the default is what is shipped, dev is compiled sooner
+    #[arg(long, default_value = "image", conflicts_with = "binary")]
+    profile: String,
 }
 
 /// Runs `cargo xtask image`; prints one line for the binary and one for the archive.
@@ -38,12 +41,12 @@ pub(crate) struct Args {
 /// # Errors
 /// The agent cannot be built, or the archive cannot be written.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let Args { output, tag, binary } = args;
+    let Args { output, tag, binary, profile } = args;
     let built;
     let binary = match binary {
         Some(binary) => binary,
         None => {
-            built = build()?;
+            built = build_with(profile)?;
             &built
         }
     };

@@ -20,7 +20,7 @@ use crate::conformance::report::Summary;
 use crate::process;
 
 /// Suites of this project in which verdicts are probed: test binaries of `tests/suites`.
-const SUITES: [&str; 4] = ["conformance", "combinations", "packets", "sandbox"];
+const SUITES: [&str; 6] = ["conformance", "combinations", "services", "attacks", "packets", "sandbox"];
 
 /// Kernels beside the machine's own, as `cargo xtask vm` names them.
 const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
