@@ -40,14 +40,14 @@ impl std::fmt::Debug for Expected {
 }
 
 impl Expected {
-    /// What was expected of this cell, if it is among those that this speaks of. A pod's connections to its own address
-    /// never leave it, whatever policies say.
+    /// What was expected of this cell, if it is among those that this speaks of. A pod's connections to itself are not:
+    /// upstream's expectations leave them out.
     #[must_use]
     pub fn of(&self, Answered { cell, .. }: &Answered) -> Option<Outcome> {
         let (from, to) = (cell.from.to_string(), cell.to.to_string());
         let is_of_the_nine = PODS.contains(&from.as_str()) && PODS.contains(&to.as_str());
-        (cell.port == self.port && is_of_the_nine)
-            .then(|| if from != to && (self.denied)(&from, &to) { Outcome::Deny } else { Outcome::Allow })
+        (cell.port == self.port && is_of_the_nine && from != to)
+            .then(|| if (self.denied)(&from, &to) { Outcome::Deny } else { Outcome::Allow })
     }
 }
 

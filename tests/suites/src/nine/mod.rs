@@ -11,6 +11,7 @@
 
 pub mod case;
 pub mod run;
+pub mod services;
 pub mod upstream;
 
 use std::net::IpAddr;

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use netpol_testbed::probe::Outcome;
-use netpol_testbed::sandbox::cells::End;
-use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox};
+use netpol_testbed::sandbox::cells::{Cell, End};
+use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox, judge};
 
 use super::case::{Case, Step};
-use super::{Family, PODS, objects};
+use super::{Family, PODS, objects, services};
 
 /// Nodes at once: on two cores more of them only make the machine too slow to answer in time.
 const NODES: usize = 4;
@@ -26,12 +26,15 @@ const NODES: usize = 4;
 pub enum Through {
     /// The pod's own address.
     Pod,
+    /// The address of a Service that has the pod alone behind it.
+    Service,
 }
 
 impl std::fmt::Display for Through {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pod => f.write_str("pod addresses"),
+            Self::Service => f.write_str("Service addresses"),
         }
     }
 }
@@ -106,10 +109,12 @@ pub fn run(agent: &Path, families: Families, through: Through, cases: &[Case]) -
     let mut tally = Tally::default();
     std::thread::scope(|scope| -> Result<()> {
         let node = || -> Result<Tally> {
-            let mut sandbox = node(agent, families)?;
+            let mut sandbox = node(agent, families, through)?;
             let mut tally = Tally::default();
             while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                tally.add(try_case(&mut sandbox, through, case).with_context(|| format!("case {}", case.name))?);
+                tally.add(
+                    try_case(&mut sandbox, families, through, case).with_context(|| format!("case {}", case.name))?,
+                );
             }
             Ok(tally)
         };
@@ -125,7 +130,7 @@ pub fn run(agent: &Path, families: Families, through: Through, cases: &[Case]) -
 }
 
 /// A node with the nine pods, on which everything connects.
-fn node(agent: &Path, families: Families) -> Result<Sandbox> {
+fn node(agent: &Path, families: Families, through: Through) -> Result<Sandbox> {
     let options = Options { families, agent: Some(agent.to_owned()), agent_arguments: Vec::new(), recorded: true };
     let mut sandbox = Sandbox::start(options)?;
     let uplink = sandbox.node().options().uplink.clone();
@@ -137,21 +142,34 @@ fn node(agent: &Path, families: Families) -> Result<Sandbox> {
         sandbox.node().outside().network().place().prepare(&mut command)?;
         ensure!(command.status().context("cannot start ip")?.success(), "ip {line}");
     }
-    let refused = sandbox.arrange(&objects(families))?;
+    let mut manifests = objects(families);
+    if through == Through::Service {
+        services::proxy(&sandbox.node().place(), families)?;
+        manifests.extend(services::objects(families));
+    }
+    let refused = sandbox.arrange(&manifests)?;
     ensure!(refused.is_empty(), "the nine pods are refused: {refused:?}");
     sandbox.publish(Policies::InForce)?;
-    sandbox.baseline()?;
+    match through {
+        Through::Pod => sandbox.baseline()?,
+        Through::Service => judge::baseline(&between_the_nine(&sandbox), |cells| probe_services(&sandbox, cells))?,
+    };
     Ok(sandbox)
 }
 
-fn try_case(sandbox: &mut Sandbox, through: Through, case: &Case) -> Result<Tally> {
+fn try_case(sandbox: &mut Sandbox, families: Families, through: Through, case: &Case) -> Result<Tally> {
     let mut tally = Tally { cases: 1, ..Tally::default() };
     for (number, Step { manifests, expected }) in case.steps.iter().enumerate() {
-        let refused = sandbox.arrange(manifests)?;
+        let mut manifests = manifests.clone();
+        if through == Through::Service {
+            manifests.extend(services::objects(families));
+        }
+        let refused = sandbox.arrange(&manifests)?;
         ensure!(refused.is_empty(), "step {}: {refused:?}", number + 1);
         sandbox.publish(Policies::InForce)?;
         let matrix = match through {
             Through::Pod => sandbox.matrix()?,
+            Through::Service => matrix_of_services(sandbox)?,
         };
         tally.steps += 1;
         for answered in &matrix {
@@ -175,6 +193,26 @@ fn try_case(sandbox: &mut Sandbox, through: Through, case: &Case) -> Result<Tall
     }
     ensure!(tally.steps > 0, "it has no steps");
     Ok(tally)
+}
+
+/// Cells between pods that have Services: hosts outside do not know the way to those, and pods that a case adds have none.
+fn between_the_nine(sandbox: &Sandbox) -> Vec<Cell> {
+    let has_service = |end: &End| PODS.contains(&end.to_string().as_str());
+    sandbox.cells().into_iter().filter(|cell| has_service(&cell.from) && has_service(&cell.to)).collect()
+}
+
+fn probe_services(sandbox: &Sandbox, cells: &[&Cell]) -> Result<Vec<Outcome>> {
+    let through: Vec<Cell> = cells.iter().map(|cell| services::through(cell)).collect();
+    sandbox.probe(&through.iter().collect::<Vec<_>>())
+}
+
+fn matrix_of_services(sandbox: &Sandbox) -> Result<Vec<Answered>> {
+    let probe = |cells: &[&Cell]| probe_services(sandbox, cells);
+    let mut matrix = judge::matrix(between_the_nine(sandbox), sandbox.cluster(), probe)?;
+    for answered in &mut matrix {
+        answered.expected = services::is_allowed(sandbox.cluster(), &answered.cell);
+    }
+    Ok(matrix)
 }
 
 fn in_words(answered: &Answered, expected: &str) -> String {

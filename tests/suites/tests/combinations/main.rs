@@ -14,7 +14,8 @@
 //! | example | 1 | a policy with a bit of everything, as the documentation of Kubernetes has it |
 //!
 //! All but the last two change one base policy, [`base::Base`], in one respect. Every case is probed between all pairs
-//! of pods on all ports and protocols, and each connection is held against the oracle.
+//! of pods on all ports and protocols, by their own addresses and by those of Services, and each connection is held
+//! against the oracle.
 
 mod actions;
 mod base;
@@ -85,8 +86,7 @@ fn groups(families: Families) -> Vec<(&'static str, Vec<Case>)> {
     ]
 }
 
-fn every_case(families: Families) {
-    let through = Through::Pod;
+fn every_case(families: Families, through: Through) {
     let cases: Vec<Case> = groups(families).into_iter().flat_map(|(_, cases)| cases).collect();
     let tally = run(&agent_binary(), families, through, &cases).expect("run");
     assert_eq!(tally.cases, 230, "none is left out");
@@ -95,17 +95,22 @@ fn every_case(families: Families) {
 
 #[test]
 fn every_case_over_ipv4() {
-    every_case(Families::Ipv4);
+    every_case(Families::Ipv4, Through::Pod);
 }
 
 #[test]
 fn every_case_over_ipv6() {
-    every_case(Families::Ipv6);
+    every_case(Families::Ipv6, Through::Pod);
 }
 
 #[test]
 fn every_case_over_dual_stack() {
-    every_case(Families::Dual);
+    every_case(Families::Dual, Through::Pod);
+}
+
+#[test]
+fn every_case_through_services_over_dual_stack() {
+    every_case(Families::Dual, Through::Service);
 }
 
 #[test]

@@ -12,8 +12,7 @@ use netpol_suites::nine::run::{Through, run};
 use netpol_suites::nine::upstream;
 use netpol_testbed::sandbox::Families;
 
-fn upstreams_tests(families: Families) {
-    let through = Through::Pod;
+fn upstreams_tests(families: Families, through: Through) {
     let tally = run(&agent_binary(), families, through, &upstream::cases(families)).expect("run");
     assert_eq!(tally.cases, 48, "upstream's data-path tests");
     tally.report("upstream", families, through);
@@ -21,17 +20,32 @@ fn upstreams_tests(families: Families) {
 
 #[test]
 fn upstreams_tests_over_ipv4() {
-    upstreams_tests(Families::Ipv4);
+    upstreams_tests(Families::Ipv4, Through::Pod);
 }
 
 #[test]
 fn upstreams_tests_over_ipv6() {
-    upstreams_tests(Families::Ipv6);
+    upstreams_tests(Families::Ipv6, Through::Pod);
 }
 
 #[test]
 fn upstreams_tests_over_dual_stack() {
-    upstreams_tests(Families::Dual);
+    upstreams_tests(Families::Dual, Through::Pod);
+}
+
+#[test]
+fn upstreams_tests_through_services_over_ipv4() {
+    upstreams_tests(Families::Ipv4, Through::Service);
+}
+
+#[test]
+fn upstreams_tests_through_services_over_ipv6() {
+    upstreams_tests(Families::Ipv6, Through::Service);
+}
+
+#[test]
+fn upstreams_tests_through_services_over_dual_stack() {
+    upstreams_tests(Families::Dual, Through::Service);
 }
 
 #[test]

@@ -241,7 +241,11 @@ impl Sandbox {
         self.agent.as_mut()
     }
 
-    fn probe(&self, cells: &[&Cell]) -> Result<Vec<Outcome>> {
+    /// Tries connections from ends that there are, and returns their outcomes in the same order.
+    ///
+    /// # Errors
+    /// A source does not run, or probing itself fails.
+    pub fn probe(&self, cells: &[&Cell]) -> Result<Vec<Outcome>> {
         let probe = |cell: &&Cell| -> Result<Probe<'_>> {
             let Cell { ref from, to: _, source, destination, port: Port { protocol, number } } = **cell;
             Ok(Probe { from: self.namespace(from)?, source, destination, protocol, port: number })
