@@ -16,9 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netpol_common::abi::{LOCAL_BACKENDS, LocalBackend, ServiceKey, ServiceRow, mapped};
 
-use crate::model::{
-    EndpointPort, EndpointSlice, HostPort, Labels, ObjectName, Phase, Pod, Protocol, Service, ServiceCidr,
-};
+use crate::model::{EndpointPort, EndpointSlice, HostPort, Labels, ObjectName, Pod, Protocol, Service, ServiceCidr};
 
 /// Who has an address and port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +59,8 @@ pub(super) struct Services {
     /// By name of the Service, which need not be there.
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     host_ports: BTreeMap<ObjectName, BTreeSet<ServiceKey>>,
-    claims: BTreeMap<ServiceKey, BTreeSet<Owner>>,
+    /// Sorted; almost always of one owner, for which a set would be large.
+    claims: BTreeMap<ServiceKey, Vec<Owner>>,
     ranges: BTreeMap<String, ServiceCidr>,
     /// Told by an option.
     configured: BTreeSet<IpNet>,
@@ -206,7 +205,7 @@ impl Services {
 
     /// A pod on this node has these host ports now: they are handed on while it runs.
     pub(super) fn pod_changed(&mut self, name: &ObjectName, pod: Option<&Pod>, dirty: &mut BTreeSet<ServiceKey>) {
-        let running = pod.filter(|pod| pod.takes_part() && pod.phase == Phase::Live);
+        let running = pod.filter(|pod| pod.takes_part());
         let new: BTreeSet<ServiceKey> = running
             .into_iter()
             .flat_map(|pod| &pod.host_ports)
@@ -306,14 +305,17 @@ impl Services {
     fn claim(&mut self, owner: &Owner, old: &BTreeSet<ServiceKey>, new: &BTreeSet<ServiceKey>) {
         for key in old.difference(new) {
             if let Some(owners) = self.claims.get_mut(key) {
-                let _was = owners.remove(owner);
+                owners.retain(|other| other != owner);
                 if owners.is_empty() {
                     let _none = self.claims.remove(key);
                 }
             }
         }
         for key in new.difference(old) {
-            let _new = self.claims.entry(*key).or_default().insert(owner.clone());
+            let owners = self.claims.entry(*key).or_default();
+            if let Err(place) = owners.binary_search(owner) {
+                owners.insert(place, owner.clone());
+            }
         }
     }
 
