@@ -17,7 +17,7 @@ use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use netpol_common::abi::Direction;
-use netpol_common::decide::{Hook, Scratch, judge_in, judge_leaving};
+use netpol_common::decide::{Exit, Hook, Scratch, judge_in, judge_leaving};
 use netpol_common::verdict::Verdict;
 
 use crate::maps::BpfTables;
@@ -43,15 +43,24 @@ fn host_egress(ctx: TcContext) -> i32 {
 
     let skb = ctx.skb.skb;
     // SAFETY: as in `hook`.
-    let (ingress_ifindex, protocol) = unsafe { ((*skb).ingress_ifindex, (*skb).protocol) };
-    if ingress_ifindex == 0 {
+    let exit = unsafe {
+        let protocol = (*skb).protocol;
+        Exit {
+            ifindex: (*skb).ifindex,
+            mark: (*skb).mark,
+            ingress_ifindex: (*skb).ingress_ifindex,
+            is_ip: protocol == IP || protocol == IPV6,
+            segments: (*skb).gso_segs,
+        }
+    };
+    if exit.ingress_ifindex == 0 {
         // Of this host, or wrapped by it: most packets of most devices.
         return TC_ACT_UNSPEC;
     }
     let Some(scratch) = maps::scratch() else { return TC_ACT_SHOT };
-    let is_ip = protocol == IP || protocol == IPV6;
-    let hook = hook(skb, Direction::Egress);
-    let verdict = judge_leaving(&BpfTables, &SkbPacket::new(skb), is_ip, &hook, scratch);
+    // SAFETY: the helper reads a clock.
+    let clock = || unsafe { bpf_ktime_get_boot_ns() };
+    let verdict = judge_leaving(&BpfTables, &SkbPacket::new(skb), &exit, clock, scratch);
     carry_out(skb, &verdict, scratch)
 }
 

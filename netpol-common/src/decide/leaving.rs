@@ -7,25 +7,69 @@ use crate::parse::Frame;
 use crate::tables::Tables;
 use crate::verdict::{Reason, Verdict};
 
+/// Where a packet leaves, and what its bytes do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Index of the device by which it leaves.
+    pub ifindex: u32,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// As in [`Hook`].
+    pub ingress_ifindex: u32,
+    /// What the kernel says of the protocol: IPv4 or IPv6.
+    pub is_ip: bool,
+    /// Segments of a GSO packet; 0 or 1 otherwise.
+    pub segments: u32,
+}
+
 /// Judges one frame that leaves by a device that is no pod's, and counts it if something was left to be said about it.
 ///
-/// `frame` starts at the network header; `is_ip` is what the kernel says of the protocol there. Packets of the host pass, and
+/// `frame` starts at the network header; `clock` is the boot clock, in ns, read if need be. Packets of the host pass, and
 /// those that a pod's veth has judged.
 #[inline(always)]
 pub fn judge_leaving<T: Tables, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
-    is_ip: bool,
-    hook: &Hook,
+    exit: &Exit,
+    clock: impl FnOnce() -> u64,
     scratch: &mut Scratch,
 ) -> Verdict {
     let Scratch(case) = scratch;
-    case.begin(hook, frame.len());
-    case.rule = RULE_NONE;
-    case.subject.endpoint = PENDING_ENDPOINT;
-    let outcome = match sender::find(tables, case) {
-        Ok(()) if case.is_deferred() => by_real_destination(tables, frame, is_ip, case),
+    let Exit { ifindex, mark, ingress_ifindex, is_ip, segments } = *exit;
+    let stamp = match sender::believed(tables, ingress_ifindex, mark) {
+        Ok(stamp) if stamp::state(stamp) < stamp::DEFERRED => {
+            return Verdict {
+                reason: Reason::Passed,
+                direction: Direction::Egress,
+                endpoint: PENDING_ENDPOINT,
+                rule: RULE_NONE,
+                mark,
+            };
+        }
         other => other,
+    };
+    let hook = Hook {
+        direction: Direction::Egress,
+        ifindex,
+        mark,
+        ingress_ifindex,
+        has_socket: false,
+        link_header: false,
+        vlan: false,
+        now_ns: clock(),
+        segments,
+    };
+    case.begin(&hook, frame.len());
+    let outcome = match stamp {
+        Ok(stamp) => {
+            case.stamp = stamp;
+            sender::blame(case, stamp::endpoint(stamp));
+            by_real_destination(tables, frame, is_ip, case)
+        }
+        Err(lost) => {
+            sender::blame(case, PENDING_ENDPOINT);
+            Err(lost)
+        }
     };
     case.reason = match outcome {
         Ok(()) => Reason::Passed,
@@ -35,14 +79,11 @@ pub fn judge_leaving<T: Tables, F: Frame + ?Sized>(
             reason
         }
     };
-    let verdict = case.verdict(tables);
-    // Without a stamp of ours the mark is somebody else's.
-    if case.settled { verdict } else { Verdict { mark: hook.mark, ..verdict } }
+    case.verdict(tables)
 }
 
 #[inline(never)]
 fn by_real_destination<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, is_ip: bool, case: &mut Case) -> Outcome {
-    sender::blame(case, stamp::endpoint(case.stamp));
     if !is_ip {
         return Err(Reason::EtherType);
     }

@@ -32,7 +32,7 @@ mod tests;
 mod tracking;
 
 pub use case::Scratch;
-pub use leaving::judge_leaving;
+pub use leaving::{Exit, judge_leaving};
 pub use policy::{PolicyVerdict, class_of, is_isolated, policy_verdict};
 
 use crate::abi::{
@@ -51,7 +51,7 @@ use subject::Subject;
 pub struct Hook {
     /// From the pod's point of view.
     pub direction: Direction,
-    /// Index of the pod's host-side veth; at [`judge_leaving`], of the device by which the packet leaves.
+    /// Index of the pod's host-side veth.
     pub ifindex: u32,
     /// `skb->mark`.
     pub mark: u32,

@@ -9,7 +9,7 @@ use crate::abi::{
     ClassRow, Direction, EndpointWord, InterfaceRow, LOCAL_BACKENDS, LocalBackend, PROTOCOL_ANY, SENDER_UNKNOWN,
     SET_ALLOW_ALL, ServiceKey, ServiceRow, address_kind, admission, interface_flags, mapped, setting_flags, stamp,
 };
-use crate::decide::{Hook, Scratch, judge_leaving};
+use crate::decide::{Exit, Scratch, judge_leaving};
 use crate::flow::timeout;
 use crate::parse::{FromNetworkHeader, frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -85,18 +85,10 @@ impl World {
     }
 
     fn leaves(&self, frame: &[u8], by: u32, mark: u32) -> Verdict {
-        let hook = Hook {
-            direction: Direction::Egress,
-            ifindex: UPLINK,
-            mark,
-            ingress_ifindex: by,
-            has_socket: false,
-            link_header: false,
-            vlan: false,
-            now_ns: self.now * 1_000_000_000,
-            segments: 1,
-        };
-        judge_leaving(self, &FromNetworkHeader(frame), frame[12] < 0x81, &hook, &mut Scratch::new())
+        let is_ip = frame[12] < 0x81;
+        let exit = Exit { ifindex: UPLINK, mark, ingress_ifindex: by, is_ip, segments: 1 };
+        let clock = || self.now * 1_000_000_000;
+        judge_leaving(self, &FromNetworkHeader(frame), &exit, clock, &mut Scratch::new())
     }
 
     fn counted(&self) -> u64 {
@@ -453,7 +445,7 @@ fn a_deferred_packet_that_cannot_be_read_is_dropped() {
     ] {
         let verdict = world.leaves(&frame, BRIDGE, deferred);
         assert_eq!((verdict.reason, verdict.endpoint), (reason, SENDER), "{frame:02x?}");
-        assert_eq!(world.packets(SENDER, Direction::Egress, reason) > 0, true);
+        assert!(world.packets(SENDER, Direction::Egress, reason) > 0);
     }
     assert_eq!(world.receive_stamped(&frames::arp(PEER, POD), BRIDGE, deferred).reason, Reason::EtherType);
     assert_eq!(world.receive_stamped(&frames::arp(PEER, POD), BRIDGE, mark(JUDGED, SENDER)).reason, Reason::Passed);

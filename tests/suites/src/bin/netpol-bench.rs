@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use netpol_common::abi::{
     AddressKey, CLASS_FIRST, ClassRow, Direction, EndpointOptions, EndpointWord, InterfaceRow, PROTOCOL_ANY,
-    PortKeyData, PortRow, RULE_FIRST, RULE_NONE, RuleKey, RuleRow, SET_ALLOW_ALL, SET_FIRST, Settings, address_kind,
-    interface_flags, rule_action,
+    PortKeyData, PortRow, RULE_FIRST, RULE_NONE, RuleKey, RuleRow, SET_ALLOW_ALL, SET_FIRST, ServiceKey, ServiceRow,
+    Settings, address_kind, interface_flags, mapped, programs, rule_action, stamp,
 };
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, ipv4, ipv6, tcp};
@@ -26,6 +26,11 @@ const PEER6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 6];
 const PORT: u16 = 8080;
 /// The device that forwarded packets come in by; anything but 0, which would be the node itself.
 const UPLINK: u32 = 2;
+/// The pod bridge, another pod of this node, and where its stamp begins in a mark.
+const BRIDGE: u32 = 4;
+const SENDER: u32 = 2;
+const MARK_SHIFT: u32 = 16;
+const SERVICE: [u8; 4] = [10, 96, 0, 10];
 const FORWARDED: Arrival = Arrival { ingress_ifindex: UPLINK, mark: 0 };
 const ROUNDS: usize = 41;
 const REPEAT: u32 = 20_000;
@@ -37,14 +42,25 @@ const SOURCE_PORT: usize = 34;
 /// A packet whose cost is measured, and what the programs must say to it.
 struct Case {
     name: &'static str,
-    direction: Direction,
+    program: &'static str,
+    arrival: Arrival,
     frame: Vec<u8>,
     /// Sent once before, so that the flow exists.
     before: Vec<(Direction, Vec<u8>)>,
     selected: bool,
     expected: i32,
-    /// Every run is of another source port, so that each creates a flow; else the same frame comes again and again.
-    distinct: bool,
+    repeated: Repeated,
+}
+
+/// How the runs of a case differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeated {
+    /// Not at all: the same packet comes again and again, in a loop of the kernel.
+    Same,
+    /// Each is of a new copy, because the program changes the packet's mark.
+    Afresh,
+    /// Each is of another source port, so that it creates a flow.
+    Distinct,
 }
 
 fn v4(source: [u8; 4], destination: [u8; 4], source_port: u16, port: u16, flags: u8) -> Vec<u8> {
@@ -62,14 +78,32 @@ fn cases() -> Vec<Case> {
         || vec![(Ingress, v6(PEER6, POD6, 4000, PORT, SYN)), (Egress, v6(POD6, PEER6, PORT, 4000, SYN | ACK))];
     let case = |name, direction, frame, before, selected, expected| Case {
         name,
-        direction,
+        program: program(direction),
+        arrival: FORWARDED,
         frame,
         before,
         selected,
         expected,
-        distinct: false,
+        repeated: Repeated::Same,
     };
-    let distinct = |case| Case { distinct: true, ..case };
+    let distinct = |case| Case { repeated: Repeated::Distinct, ..case };
+    let afresh = |case| Case { repeated: Repeated::Afresh, ..case };
+    let to_service =
+        || vec![(Egress, v4(POD, SERVICE, 4000, 80, SYN)), (Ingress, v4(SERVICE, POD, 80, 4000, SYN | ACK))];
+    let from_pod = |state| {
+        let mark = stamp::into_mark(0, MARK_SHIFT, stamp::new(state, SENDER));
+        Arrival { ingress_ifindex: BRIDGE, mark }
+    };
+    // What comes before bears the same stamp.
+    let stamped = |name, direction, state, frame| Case {
+        arrival: from_pod(state),
+        ..case(name, direction, frame, connect(), true, NEXT)
+    };
+    let leaving = |name, state| Case {
+        program: programs::HOST_EGRESS,
+        arrival: from_pod(state),
+        ..case(name, Egress, v4(POD, PEER, 4000, PORT, ACK), Vec::new(), true, NEXT)
+    };
     vec![
         case("established, in", Ingress, v4(PEER, POD, 4000, PORT, ACK), connect(), true, NEXT),
         case("established, out", Egress, v4(POD, PEER, PORT, 4000, ACK), connect(), true, NEXT),
@@ -80,18 +114,30 @@ fn cases() -> Vec<Case> {
         case("new denied, out", Egress, v4(POD, PEER, 4000, PORT, SYN), Vec::new(), true, SHOT),
         distinct(case("unselected, new", Ingress, v4(PEER, POD, 0, PORT, SYN), Vec::new(), false, NEXT)),
         case("unselected, established", Ingress, v4(PEER, POD, 4000, PORT, ACK), connect(), false, NEXT),
+        case("to a Service, established", Egress, v4(POD, SERVICE, 4000, 80, ACK), to_service(), true, NEXT),
+        stamped("judged, established, in", Ingress, stamp::JUDGED, v4(PEER, POD, 4000, PORT, ACK)),
+        afresh(stamped("judged, in, afresh", Ingress, stamp::JUDGED, v4(PEER, POD, 4000, PORT, ACK))),
+        afresh(stamped("deferred, in, afresh", Ingress, stamp::DEFERRED, v4(PEER, POD, 4000, PORT, ACK))),
+        leaving("judged, leaving", stamp::JUDGED),
+        afresh(leaving("judged, leaving, afresh", stamp::JUDGED)),
+        afresh(leaving("deferred, leaving, afresh", stamp::DEFERRED)),
+        Case { arrival: Arrival { ingress_ifindex: 0, mark: 0 }, ..leaving("the host's own, leaving", stamp::JUDGED) },
     ]
 }
 
 /// Tables as a compiler fills them for so many policies, each with a class of peers and a port of its own, half of them
 /// for the measured pod; and the pod itself.
 fn fill(programs: &mut Programs, policies: u32) -> Result<()> {
-    programs.set_settings(Settings::default())?;
+    programs.set_settings(Settings { mark_shift: MARK_SHIFT, ..Settings::default() })?;
+    programs.set_device(BRIDGE, InterfaceRow { endpoint: 0, flags: interface_flags::POD_BRIDGE })?;
     programs.set_interface(InterfaceRow { endpoint: ENDPOINT, flags: interface_flags::POD_VETH })?;
     let mut ops = vec![MapOp::SetOptions { endpoint: ENDPOINT, options: EndpointOptions::default() }];
     for address in [Ipv4Addr::from(POD).to_ipv6_mapped().octets(), POD6] {
         ops.push(MapOp::PutAddress(AddressKey { endpoint: ENDPOINT, address }));
     }
+    ops.push(MapOp::SetWord { endpoint: SENDER, word: EndpointWord::new(SET_ALLOW_ALL, 1) });
+    let key = ServiceKey { address: mapped(SERVICE), port: 80_u16.to_be_bytes(), protocol: 6, pad: 0 };
+    ops.push(MapOp::PutService(key, ServiceRow::default()));
     let pod_class = |class| ClassRow { kind: address_kind::POD, class };
     ops.push(MapOp::PutClass(IpAddr::from(PEER6), pod_class(CLASS_FIRST)));
     for policy in 0..policies {
@@ -130,20 +176,22 @@ fn nanoseconds(duration: Duration) -> f64 {
     duration.as_nanos().max(1) as f64
 }
 
-/// Mean time of one run. Distinct packets are run one by one, which finds the caches colder than a loop in the kernel
+/// Mean time of one run. Packets that differ are run one by one, which finds the caches colder than a loop in the kernel
 /// does; the empty program's time, taken the same way, shows by how much.
 fn run(programs: &mut Programs, name: &str, case: &Case, expected: i32, round: usize) -> Result<Duration> {
-    if !case.distinct {
-        let Run { action: said, time, mark: _ } = programs.run(name, &case.frame, FORWARDED, REPEAT)?;
+    if case.repeated == Repeated::Same {
+        let Run { action: said, time, mark: _ } = programs.run(name, &case.frame, case.arrival, REPEAT)?;
         ensure!(said == expected, "{}: {name} said {said}, expected {expected}", case.name);
         return Ok(time);
     }
     let mut frame = case.frame.clone();
     let mut sum = Duration::ZERO;
     for packet in 0..DISTINCT {
-        let source_port = 1 + (round * DISTINCT + packet) as u16;
-        frame[SOURCE_PORT..SOURCE_PORT + 2].copy_from_slice(&source_port.to_be_bytes());
-        let Run { action: said, time, mark: _ } = programs.run(name, &frame, FORWARDED, 1)?;
+        if case.repeated == Repeated::Distinct {
+            let source_port = 1 + (round * DISTINCT + packet) as u16;
+            frame[SOURCE_PORT..SOURCE_PORT + 2].copy_from_slice(&source_port.to_be_bytes());
+        }
+        let Run { action: said, time, mark: _ } = programs.run(name, &frame, case.arrival, 1)?;
         ensure!(said == expected, "{}: {name} said {said}, expected {expected}", case.name);
         sum += time;
     }
@@ -155,13 +203,13 @@ fn measure(programs: &mut Programs, policies: u32, case: &Case) -> Result<Measur
     let set = if case.selected { SET_FIRST } else { SET_ALLOW_ALL };
     programs.apply(&MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(set, 1) })?;
     for (direction, frame) in &case.before {
-        let Run { action: said, .. } = programs.run(program(*direction), frame, FORWARDED, 1)?;
+        let Run { action: said, .. } = programs.run(program(*direction), frame, case.arrival, 1)?;
         ensure!(said == NEXT, "{}: the connection was refused", case.name);
     }
     let (mut times, mut ratios) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let empty = run(programs, EMPTY, case, NEXT, round)?;
-        let time = run(programs, program(case.direction), case, case.expected, round)?;
+        let time = run(programs, case.program, case, case.expected, round)?;
         times.push(nanoseconds(time));
         ratios.push(nanoseconds(time) / nanoseconds(empty));
     }

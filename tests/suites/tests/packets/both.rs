@@ -7,7 +7,7 @@ use netpol_common::abi::{
     RULE_NONE, RuleKey, RuleRow, Settings, address_kind, counter_index, interface_flags, names, programs, rule_action,
     stamp,
 };
-use netpol_common::decide::{Hook, Scratch, judge, judge_leaving};
+use netpol_common::decide::{Exit, Hook, Scratch, judge, judge_leaving};
 use netpol_common::parse::FromNetworkHeader;
 use netpol_common::tables::{FlowTable, Tables as _};
 use netpol_common::verdict::Reason;
@@ -191,7 +191,9 @@ impl Both {
         };
         let verdict = if name == programs::HOST_EGRESS {
             let is_ip = matches!(frame[12..14], [0x08, 0x00] | [0x86, 0xdd]);
-            judge_leaving(&self.memory, &FromNetworkHeader(frame), is_ip, &hook, &mut Scratch::new())
+            let Hook { ifindex, mark, ingress_ifindex, segments, .. } = hook;
+            let exit = Exit { ifindex, mark, ingress_ifindex, is_ip, segments };
+            judge_leaving(&self.memory, &FromNetworkHeader(frame), &exit, boot_clock, &mut Scratch::new())
         } else {
             judge(&self.memory, frame, &hook)
         };
