@@ -54,15 +54,22 @@ fn local_backends_allowed<T: Tables>(tables: &T, case: &mut Case) -> bool {
     question.direction = Direction::Egress;
     question.protocol = key.protocol;
     question.has_port = true;
+    let v4 = Address::new(key.peer).is_v4();
+    let mut asked = false;
     for (index, LocalBackend { address, port, pad: _ }) in service.local.iter().enumerate() {
         if index >= count {
             break;
         }
+        // A node port's row names backends of both families, and a proxy picks one of the packet's own.
+        if Address::new(*address).is_v4() != v4 {
+            continue;
+        }
+        asked = true;
         question.peer = *address;
         question.port = *port;
         if !ask(tables, question).allowed {
             return false;
         }
     }
-    true
+    asked
 }

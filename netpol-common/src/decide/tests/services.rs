@@ -3,7 +3,8 @@
 use std::vec::Vec;
 
 use super::{
-    ENDPOINT, IFINDEX, MARK_SHIFT, NODE, OTHER_NODE, PEER, PEER_CLASS, POD, SENDER, SENDER_SET, SET, STRANGER, World,
+    ENDPOINT, IFINDEX, MARK_SHIFT, NODE, OTHER_NODE, PEER, PEER_CLASS, PEER6, POD, SENDER, SENDER_SET, SET, STRANGER,
+    World,
 };
 use crate::abi::{
     ClassRow, Direction, EndpointWord, InterfaceRow, LOCAL_BACKENDS, LocalBackend, PROTOCOL_ANY, SENDER_UNKNOWN,
@@ -203,6 +204,14 @@ fn a_service_with_backends_on_the_node_says_whether_all_are_allowed() {
     assert_eq!(state(backends(&[(NODE, 8080); LOCAL_BACKENDS])), UNLESS_LOCAL);
     assert_eq!(state(backends(&[(NODE, 8080); LOCAL_BACKENDS + 1])), DEFERRED);
     assert_eq!(state(backends(&[])), DEFERRED);
+    // Of a node port: backends of the other family are none that this packet can be sent to.
+    let other = LocalBackend { address: PEER6, port: 9999_u16.to_be_bytes(), pad: [0; 2] };
+    let mut both = backends(&[(NODE, 8080), (NODE, 8081)]);
+    both.local[1] = other;
+    assert_eq!(state(both), UNLESS_LOCAL);
+    let mut none_of_this = backends(&[(NODE, 8080)]);
+    none_of_this.local[0] = other;
+    assert_eq!(state(none_of_this), DEFERRED);
 }
 
 #[test]

@@ -255,7 +255,7 @@ fn the_daemon_sets_container_has_what_the_agents_flags_speak_of() {
     for directory in directories {
         assert!(mounts.iter().any(|mount| Path::new(directory).starts_with(mount)), "{directory} is not mounted");
     }
-    let port = defaults.iter().find_map(|default| default.strip_prefix("0.0.0.0:")).unwrap();
+    let port = defaults.iter().find_map(|default| default.strip_prefix("[::]:")).unwrap();
     assert_eq!(container["ports"][0]["containerPort"].to_string(), port);
     assert!(help.contains("[env: NODE_NAME="), "{help}");
     assert_eq!(strings(&container["env"], "name"), ["NODE_NAME"]);
