@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netpol_testbed::interrupt;
 
 use crate::process;
@@ -67,6 +67,12 @@ pub(crate) struct Args {
 /// Something is missing and cannot be installed, a kernel cannot be had, or the emulator does not start.
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let Args { kernels, suite, accel, memory, processors, timeout, served, release, arguments } = args;
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "the kernels that are known here are for x86_64, and what is built here is for {}",
+            std::env::consts::ARCH
+        );
+    }
     interrupt::listen()?;
     setup::ensure(&Need::BPF_TOOLCHAIN)?;
     setup::ensure(&[Need::Packages, Need::Vm])?;
