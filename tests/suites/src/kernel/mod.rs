@@ -5,6 +5,7 @@
 //! configuration, and does not show it fails the test: otherwise a broken probe would look like an old kernel.
 
 pub mod raw;
+pub mod stack;
 pub mod test_run;
 
 use std::fmt;
@@ -30,7 +31,9 @@ impl Version {
         Self::parse(&release).with_context(|| format!("a kernel that calls itself {release:?}"))
     }
 
-    fn parse(release: &str) -> Option<Self> {
+    /// Reads what a kernel calls itself; `None` if that does not begin with two numbers.
+    #[must_use]
+    pub fn parse(release: &str) -> Option<Self> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
         Some(Self(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
     }
@@ -156,35 +159,9 @@ fn configuration() -> Option<String> {
     (output.status.success() && !output.stdout.is_empty()).then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn is_built(configuration: &str, option: &str) -> bool {
+/// Whether a configuration has an option, built in or as a module.
+#[must_use]
+pub fn is_built(configuration: &str, option: &str) -> bool {
     let value = |line: &str| line.strip_prefix(option)?.strip_prefix('=').map(str::to_owned);
     configuration.lines().find_map(value).is_some_and(|value| value == "y" || value == "m")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        let parse = |release| Version::parse(release).unwrap();
-        assert!(parse("5.10.0-32-cloud-amd64") < Version(5, 16));
-        assert!(parse("6.12.107+deb13-cloud-amd64") > parse("6.6.1"));
-        assert_eq!(parse("7.3.4+deb13-cloud-amd64"), Version(7, 3));
-        assert_eq!(Version::parse("linux"), None);
-    }
-
-    #[test]
-    fn an_option_is_built_in_or_as_a_module() {
-        let text = "CONFIG_IP_SCTP=m\nCONFIG_IP_SCTP_EXTRA=n\n# CONFIG_VETH is not set\nCONFIG_BRIDGE=y\n";
-        assert!(is_built(text, "CONFIG_IP_SCTP") && is_built(text, "CONFIG_BRIDGE"));
-        assert!(!is_built(text, "CONFIG_VETH") && !is_built(text, "CONFIG_IP_SCTP_EXTRA"));
-    }
-
-    #[test]
-    fn each_feature_is_there_where_it_is_promised() {
-        for feature in Feature::ALL {
-            println!("{feature:?}: {}: {}", feature.since(), has(feature));
-        }
-    }
 }

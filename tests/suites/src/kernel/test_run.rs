@@ -9,6 +9,8 @@
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, ensure};
+use object::read::elf::ElfFile64;
+use object::{LittleEndian, Object as _, ObjectSection as _};
 
 use super::raw::{self, PROG_TEST_RUN};
 
@@ -24,8 +26,8 @@ const LOAD_CONSTANT: u8 = 0x18;
 /// Bytes of an instruction.
 const INSTRUCTION: usize = 8;
 
-/// Where entry points are; only they have the context.
-const SECTION: &str = "classifier";
+/// The section of entry points; only they have the context.
+pub const SECTION: &str = "classifier";
 
 /// Whether a test run takes an ingress device.
 pub(super) fn takes_ingress(program: &OwnedFd) -> Result<bool> {
@@ -77,71 +79,22 @@ pub(super) fn takes_ingress(program: &OwnedFd) -> Result<bool> {
 /// # Errors
 /// It is no object of ours, or nothing in it asks for the ingress device.
 pub fn ingress_in_priority(object: &[u8]) -> Result<Vec<u8>> {
+    let file = ElfFile64::<LittleEndian>::parse(object).context("an ELF file")?;
+    let section = file.section_by_name(SECTION).with_context(|| format!("no section {SECTION}"))?;
+    let (begin, size) = section.file_range().context("a section without content")?;
+    let (begin, size) = (usize::try_from(begin)?, usize::try_from(size)?);
     let mut changed = object.to_vec();
     let mut number = 0_usize;
-    for (begin, size) in sections(object, SECTION).context("an ELF file")? {
-        let code = changed.get_mut(begin..begin + size).context("a section beyond the file")?;
-        let mut rest = code;
-        while let Some((instruction, after)) = rest.split_at_mut_checked(INSTRUCTION) {
-            let [code, _registers, low, high, ..] = instruction else { break };
-            if *code == LOAD_WORD && usize::from(u16::from_le_bytes([*low, *high])) == INGRESS_IFINDEX {
-                *low = PRIORITY as u8;
-                number += 1;
-            }
-            let halves = usize::from(*code == LOAD_CONSTANT);
-            rest = after.get_mut(halves * INSTRUCTION..).unwrap_or_default();
+    let mut rest = changed.get_mut(begin..begin + size).context("a section beyond the file")?;
+    while let Some((instruction, after)) = rest.split_at_mut_checked(INSTRUCTION) {
+        let [code, _registers, low, high, ..] = instruction else { break };
+        if *code == LOAD_WORD && usize::from(u16::from_le_bytes([*low, *high])) == INGRESS_IFINDEX {
+            *low = PRIORITY as u8;
+            number += 1;
         }
+        let halves = usize::from(*code == LOAD_CONSTANT);
+        rest = after.get_mut(halves * INSTRUCTION..).unwrap_or_default();
     }
     ensure!(number > 0, "no entry point asks for the ingress device");
     Ok(changed)
-}
-
-/// Offsets and sizes of the sections with a name, in a 64-bit little-endian ELF file.
-fn sections(file: &[u8], wanted: &str) -> Option<Vec<(usize, usize)>> {
-    let number = |at: usize, size: usize| {
-        let mut bytes = [0; 8];
-        bytes.get_mut(..size)?.copy_from_slice(file.get(at..at + size)?);
-        usize::try_from(u64::from_le_bytes(bytes)).ok()
-    };
-    file.starts_with(b"\x7fELF").then_some(())?;
-    let (table, entry, count, names) = (number(40, 8)?, number(58, 2)?, number(60, 2)?, number(62, 2)?);
-    let header = |index: usize| table + index * entry;
-    let names = number(header(names) + 24, 8)?;
-    let mut found = Vec::new();
-    for index in 0..count {
-        let at = header(index);
-        let name = file.get(names + number(at, 4)?..)?;
-        if name.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0)) {
-            found.push((number(at + 24, 8)?, number(at + 32, 8)?));
-        }
-    }
-    Some(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use netpol_agent::dataplane::object::OBJECT;
-
-    use super::*;
-
-    #[test]
-    fn nothing_but_the_offset_of_a_load_in_an_entry_point_changes() {
-        let changed = ingress_in_priority(OBJECT).unwrap();
-        assert_eq!(changed.len(), OBJECT.len());
-        let differences: Vec<usize> = (0..OBJECT.len()).filter(|at| OBJECT[*at] != changed[*at]).collect();
-        assert!(!differences.is_empty());
-        let code = sections(OBJECT, SECTION).unwrap();
-        for at in differences {
-            let (begin, _) = code.iter().find(|(begin, size)| (*begin..begin + size).contains(&at)).unwrap();
-            // The low byte of the offset field.
-            assert_eq!((at - begin) % INSTRUCTION, 2);
-            assert_eq!((usize::from(OBJECT[at]), usize::from(changed[at])), (INGRESS_IFINDEX, PRIORITY));
-            assert_eq!(OBJECT[at - 2], LOAD_WORD);
-        }
-    }
-
-    #[test]
-    fn what_is_no_elf_file_is_refused() {
-        assert!(ingress_in_priority(b"no ELF").is_err());
-    }
 }

@@ -1,7 +1,10 @@
 //! Facts about the kernel that decisions D2, D6 and D7 of the design rest on, asked of the running one: `cargo xtask vm`
-//! asks each supported kernel. No agent runs here, and none of its programs.
+//! asks each supported kernel. No agent runs here, and none of its programs. Beside that, what the suites' own knowledge of
+//! kernels is worth.
 
 mod facts;
+mod features;
+mod object;
 mod observer;
 
 use netpol_agent::dataplane::attach::Mechanism;
