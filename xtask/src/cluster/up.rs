@@ -96,7 +96,8 @@ fn start(state: &State, options: &Options, cluster: &Installation) -> Result<()>
     wait(state, "the API server", || kubectl(state, &["get", "--raw", "/readyz"]))?;
     run(state, &main, &components.controller_manager(CONTROL_PLANE))?;
     run(state, &main, &components.scheduler(CONTROL_PLANE))?;
-    apply(state, &flannel_role())?;
+    // kubectl gives up on a server that is busy with its first description of itself.
+    wait(state, "the API server's first objects", || apply(state, &flannel_role()))?;
     step("the nodes");
     std::thread::scope(|scope| {
         let threads: Vec<_> = machines

@@ -19,8 +19,11 @@ const VARIABLE: &str = "NETPOL_CLUSTER";
 /// The cluster's name, unless the user has given one: the cluster that somebody works with is left alone.
 const NAME: &str = "conformance";
 
-/// How long the agent may take on all nodes, while the host may be compiling.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long one step may take, while the host may be compiling.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Between two tries.
+const POLL: Duration = Duration::from_millis(500);
 
 /// The right to this command's cluster: one run at a time on this machine.
 pub(super) struct Right {
@@ -79,7 +82,7 @@ impl Site {
         cluster::main(Command::Load { archive: image.to_owned() })?;
         let base = crate::process::workspace().join("deploy/base");
         let base = base.to_str().context("the workspace's path is no UTF-8")?;
-        client::kubectl(&["apply", "--server-side", "--validate=strict", "-k", base])?;
+        patiently(|| client::kubectl(&["apply", "--server-side", "--validate=strict", "-k", base]))?;
         let namespace = "--namespace=netpol-agent";
         // With a cluster that was kept, the image may be another under the same name.
         if keep {
@@ -93,21 +96,31 @@ impl Site {
 
 /// Waits until the agent is ready on every node.
 fn ready(namespace: &str) -> Result<()> {
-    let begin = Instant::now();
     // Short calls, so that a request to end is heard in between.
-    while let Err(error) = client::kubectl(&["rollout", "status", "daemonset/netpol-agent", namespace, "--timeout=3s"])
-    {
-        if interrupt::requested() {
-            bail!(interrupt::Interrupted);
+    let rollout = ["rollout", "status", "daemonset/netpol-agent", namespace, "--timeout=3s"];
+    patiently(|| client::kubectl(&rollout)).map(drop).map_err(|error| {
+        let pods = client::kubectl(&["get", "pods", namespace, "--output=wide"]).unwrap_or_default();
+        let logs = client::kubectl(&["logs", namespace, "daemonset/netpol-agent", "--tail=20"]).unwrap_or_default();
+        // Context hides what an error is.
+        if error.is::<interrupt::Interrupted>() {
+            error
+        } else {
+            error.context(format!("the agent is not ready\n{pods}{logs}"))
         }
-        if begin.elapsed() > PATIENCE {
-            let pods = client::kubectl(&["get", "pods", namespace, "--output=wide"]).unwrap_or_default();
-            let logs = ["logs", namespace, "daemonset/netpol-agent", "--tail=20"];
-            let logs = client::kubectl(&logs).unwrap_or_default();
-            return Err(error.context(format!("the agent is not ready after {PATIENCE:?}\n{pods}{logs}")));
+    })
+}
+
+/// Tries until it works: a machine that compiles beside may answer late.
+fn patiently<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+    let begin = Instant::now();
+    loop {
+        match work() {
+            Ok(done) => return Ok(done),
+            Err(_) if interrupt::requested() => bail!(interrupt::Interrupted),
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error.context(format!("not after {PATIENCE:?}"))),
+            Err(_not_yet) => std::thread::sleep(POLL),
         }
     }
-    Ok(())
 }
 
 impl Drop for Site {
