@@ -14,7 +14,7 @@ use netpol_common::abi::Direction;
 use netpol_common::abi::{
     self, AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey,
     FlowRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index,
-    id_kind, mapped, names,
+    id_kind, mapped, names, setting_flags,
 };
 use netpol_policy::compile::{MapOp, Snapshot};
 
@@ -229,6 +229,12 @@ impl Maps {
     /// Tells the programs their settings.
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), MapsError> {
         self.settings.set(0, settings, 0).map_err(map_error(names::SETTINGS))
+    }
+
+    /// Lets pass again what bears no stamp.
+    pub fn disarm(&mut self) -> Result<(), MapsError> {
+        let settings = self.settings.get(&0, 0).map_err(map_error(names::SETTINGS))?;
+        self.set_settings(Settings { flags: settings.flags & !setting_flags::ARMED, ..settings })
     }
 
     /// Rows of all interfaces.

@@ -199,6 +199,13 @@ impl Dataplane {
 /// `interfaces` are all of this node's: a clsact filter has no pin to find it by.
 pub fn uninstall(bpf_root: &Path, interfaces: impl IntoIterator<Item = u32>) -> Result<(), DataplaneError> {
     let pins = Pins::open(bpf_root)?;
+    // Programs go one by one: those that are left must not ask for the stamps of those that went. Another version's, or a
+    // set that is not whole, is not disarmed: then pods are cut off from each other for a moment.
+    if let Ok(mut maps) = Maps::open(&pins)
+        && let Err(error) = maps.disarm()
+    {
+        warn!(%error, "could not disarm");
+    }
     for ifindex in interfaces {
         attach::detach_filters(ifindex)?;
     }

@@ -115,11 +115,14 @@ impl LocalPods {
         {
             return None;
         }
-        Some(Identity {
-            pod: ObjectName::new(&record.namespace, &record.pod),
-            uid: record.uid.clone(),
-            addresses: record.addresses.clone(),
-        })
+        let pod = ObjectName::new(&record.namespace, &record.pod);
+        let uid = if is_config_hash(&record.uid) { self.mirror(&pod)? } else { &record.uid };
+        Some(Identity { pod, uid: uid.to_owned(), addresses: record.addresses.clone() })
+    }
+
+    /// UID of the mirror pod that stands for a static pod of this node; `None` if the API does not show it yet.
+    fn mirror(&self, name: &ObjectName) -> Option<&str> {
+        self.by_uid.iter().find(|(_, pod)| pod.name == *name).map(|(uid, _)| uid.as_str())
     }
 
     /// The pod whose status names one of the addresses found on the veth's peer.
@@ -145,6 +148,12 @@ impl LocalPods {
         }
         Some(Identity { pod: pod.name.clone(), uid: uid.clone(), addresses: Vec::new() })
     }
+}
+
+/// Whether a runtime's UID is that of a static pod: the kubelet gives it the hash of its manifest, an MD5 sum, and only the
+/// mirror pod that it creates for it has a UID of the API, which is a UUID.
+fn is_config_hash(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -247,5 +256,17 @@ mod tests {
             pods.observe(&candidate, "n1", now);
             assert!(pods.by_address(&found("10.0.0.5"), None, |_| false).is_none());
         }
+    }
+
+    #[test]
+    fn a_static_pod_is_its_mirror_pod_once_the_api_shows_it() {
+        let mac = [2, 0, 0, 0, 0, 1];
+        let records = [record("0123456789abcdef0123456789abcdef", Some(mac))];
+        let mut pods = LocalPods::default();
+        assert_eq!(pods.by_record(&link("veth1", mac), &records), None);
+        let name = records[0].pod.clone();
+        pods.observe(&pod(&name, "5d0f8c1e-0000-4000-8000-000000000001", "10.244.0.5"), "n1", Instant::now());
+        let found = pods.by_record(&link("veth1", mac), &records);
+        assert_eq!(found.map(|identity| identity.uid).as_deref(), Some("5d0f8c1e-0000-4000-8000-000000000001"));
     }
 }
