@@ -27,10 +27,13 @@ pub struct Step {
     pub expected: Vec<Expected>,
 }
 
+/// Whether a pod's connections to another are denied, both as `namespace/name`.
+type Denied = dyn Fn(&str, &str) -> bool + Send + Sync;
+
 /// What is expected by hand of one port of all pairs of the nine pods.
 pub struct Expected {
     port: Port,
-    denied: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
+    denied: Box<Denied>,
 }
 
 impl std::fmt::Debug for Expected {
