@@ -17,7 +17,7 @@ use netpol_testbed::place::Place;
 use netpol_testbed::traffic::Flow;
 use serde_json::{Value, json};
 
-use crate::cluster::{Machine, wait};
+use crate::cluster::{Machine, PATIENCE, wait};
 use crate::site::{AGNHOST, COUNTING, Pod, Wanted, pod, shared};
 
 /// Where the first packets of init containers go: nothing answers there.
@@ -55,7 +55,7 @@ fn watch_links(place: &Place, ready: &AtomicBool) -> Result<Attached> {
             if let Some(link) = list()?.difference(&before).next() {
                 break link.clone();
             }
-            ensure!(begin.elapsed() < Duration::from_secs(60), "no link appeared");
+            ensure!(begin.elapsed() < PATIENCE, "no link appeared");
             thread::sleep(LOOK);
         };
         let appeared = Instant::now();
@@ -66,7 +66,7 @@ fn watch_links(place: &Place, ready: &AtomicBool) -> Result<Attached> {
             if programs(TcxHook::Ingress) > 0 && programs(TcxHook::Egress) > 0 {
                 return Ok(Attached { appeared, attached: Instant::now() });
             }
-            ensure!(begin.elapsed() < Duration::from_secs(60), "no program was attached");
+            ensure!(begin.elapsed() < PATIENCE, "no program was attached");
             thread::sleep(LOOK);
         }
     })
@@ -84,7 +84,7 @@ struct Early {
 fn watch_sandboxes(node: &Machine, ready: &AtomicBool, allowed: &[IpAddr], denied: &[IpAddr]) -> Result<Early> {
     let folder = Path::new("/run/netns");
     let begin = Instant::now();
-    let in_time = || begin.elapsed() < Duration::from_secs(60);
+    let in_time = || begin.elapsed() < PATIENCE;
     // The runtime makes the file first, and mounts the namespace on it then.
     let is_mounted = |path: &Path| File::open(path).is_ok_and(|file| is_network(&file));
     let path = node.place().run(|| {

@@ -50,10 +50,10 @@ fn a_rolling_restart_and_manifests_applied_again_lose_and_leak_nothing() {
     let client = &space.site.client;
     let agents = ["daemonset/netpol-agent", "--namespace=netpol-agent"];
     let _said = client.kubectl(&[&["rollout", "restart"], &agents[..]].concat()).unwrap();
-    let _said = client.kubectl(&[&["rollout", "status", "--timeout=180s"], &agents[..]].concat()).unwrap();
+    let _said = client.kubectl(&[&["rollout", "status", "--timeout=300s"], &agents[..]].concat()).unwrap();
     eprintln!("{event}: {:.1} s for three nodes", begin.elapsed().as_secs_f32());
     client.apply_kustomization(&repository("deploy/base")).unwrap();
-    let _said = client.kubectl(&[&["rollout", "status", "--timeout=180s"], &agents[..]].concat()).unwrap();
+    let _said = client.kubectl(&[&["rollout", "status", "--timeout=300s"], &agents[..]].concat()).unwrap();
     run_on();
     for pair in &allowed {
         pair.connections_live(event);
