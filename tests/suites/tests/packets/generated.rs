@@ -297,5 +297,5 @@ fn the_programs_and_the_verdict_function_defer_and_decide_alike() {
 
 #[test]
 fn addresses_are_written_alike_everywhere() {
-    assert_eq!(bytes(IpAddr::from(POD)), netpol_common::abi::mapped(POD));
+    assert_eq!(bytes(IpAddr::from(POD)), mapped(POD));
 }

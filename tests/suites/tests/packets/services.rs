@@ -1,7 +1,8 @@
 //! Services through the programs: stamps, and what is done with them where packets leave.
 
 use netpol_common::abi::{
-    Direction, PROTOCOL_ANY, ServiceKey, ServiceRow, Settings, mapped, programs, setting_flags, stamp,
+    ClassRow, Direction, PROTOCOL_ANY, ServiceKey, ServiceRow, Settings, address_kind, mapped, programs, setting_flags,
+    stamp,
 };
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
@@ -84,7 +85,7 @@ fn what_leaves_deferred_is_judged_by_its_real_destination() {
 fn the_receiving_pods_veth_judges_what_was_deferred_and_then_its_own() {
     let mut both = cluster();
     // A peer of the sender's by its address: the pod is in the peers' class here.
-    both.apply(MapOp::PutClass(POD.into(), netpol_common::abi::ClassRow { kind: 1, class: PEER_CLASS }));
+    both.apply(MapOp::PutClass(POD.into(), ClassRow { kind: address_kind::POD, class: PEER_CLASS }));
     let to = |port, flags| ipv4(PEER, POD, 6, 0, &[], &tcp(4000, port, flags, &[]));
     let arrival = Arrival { ingress_ifindex: BRIDGE, mark: mark(stamp::DEFERRED, SENDER) };
     let (reason, judged) = both.judge_as(programs::POD_INGRESS, &to(8080, SYN), arrival);
