@@ -2,93 +2,24 @@
 //!
 //! Everything here is `repr(C)`, made of integers and byte arrays, without implicit padding, and its size is asserted
 //! at compile time: the kernel compares keys byte by byte, and a pinned map outlives the agent that wrote it. Any
-//! change of a layout, a name or a meaning in this file must raise [`ABI_VERSION`], which names the pin directory.
+//! change of a layout, a name or a meaning in this module must raise [`ABI_VERSION`], which names the pin directory.
 //!
 //! Byte order: integers are in host order unless a field says *network order*. Addresses are always network order.
 //! Inside keys that hold both families, an IPv4 address is written in its IPv4-mapped form (`::ffff:a.b.c.d`).
 
+mod flows;
+pub mod names;
+mod services;
+
 use core::mem::size_of;
+
+pub use flows::{
+    CAME_FROM_POD, FlowKey, FlowRow, FragmentKey, FragmentRow, SENDER_UNKNOWN, admission, initiator, phase,
+};
+pub use services::{DecidedKey, DecidedRow, LOCAL_BACKENDS, LocalBackend, ServiceKey, ServiceRow, stamp};
 
 /// Version of everything in this module; part of the pin path `/sys/fs/bpf/netpol-agent/v<ABI>`.
 pub const ABI_VERSION: u32 = 2;
-
-/// Names of the maps. The kernel keeps 15 bytes of them.
-pub mod names {
-    /// [`super::EndpointWord`] by endpoint number; array, memory-mapped by the agent.
-    pub const ENDPOINT_WORDS: &str = "ENDPOINT_WORDS";
-    /// [`super::InterfaceRow`] by interface index; hash.
-    pub const INTERFACES: &str = "INTERFACES";
-    /// [`super::AddressKey`] → 1: the addresses that belong to an endpoint; hash.
-    pub const ADDRESSES: &str = "ADDRESSES";
-    /// [`super::EndpointOptions`] by endpoint number; array.
-    pub const OPTIONS: &str = "OPTIONS";
-    /// IPv4 address → [`super::ClassRow`]; hash.
-    pub const CLASS4: &str = "CLASS4";
-    /// IPv6 address → [`super::ClassRow`]; hash.
-    pub const CLASS6: &str = "CLASS6";
-    /// IPv4 prefix → class; LPM trie.
-    pub const CIDR4: &str = "CIDR4";
-    /// IPv6 prefix → class; LPM trie.
-    pub const CIDR6: &str = "CIDR6";
-    /// [`super::RuleKey`] → [`super::RuleRow`]; hash.
-    pub const RULES: &str = "RULES";
-    /// [`super::PortKeyData`] prefix → [`super::PortRow`]; LPM trie.
-    pub const PORTS: &str = "PORTS";
-    /// [`super::FlowKey`] → [`super::FlowRow`]: flows that no reply has confirmed yet; LRU hash.
-    pub const EMBRYONIC: &str = "EMBRYONIC";
-    /// [`super::FlowKey`] → [`super::FlowRow`]: flows that have seen a reply; LRU hash.
-    pub const CONFIRMED: &str = "CONFIRMED";
-    /// [`super::FlowKey`] → [`super::FlowRow`]: flows whose permission was revoked; LRU hash.
-    pub const TOMBSTONES: &str = "TOMBSTONES";
-    /// [`super::FragmentKey`] → [`super::FragmentRow`]: ports of fragmented datagrams; LRU hash.
-    pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// Token bucket by endpoint number (see [`crate::flow`]); array of u64.
-    pub const BUCKETS: &str = "BUCKETS";
-    /// [`super::Counter`] by [`super::counter_index`]; per-CPU array.
-    pub const COUNTERS: &str = "COUNTERS";
-    /// [`super::Settings`], one element; array.
-    pub const SETTINGS: &str = "SETTINGS";
-    /// [`super::DigestKey`] → [`super::Digest`]: what allocated ids mean; hash. Not read by programs.
-    pub const DIGESTS: &str = "DIGESTS";
-    /// [`super::AgentState`], one element; array. Not read by programs.
-    pub const AGENT_STATE: &str = "AGENT_STATE";
-
-    /// [`super::ServiceKey`] → [`super::ServiceRow`]: addresses and ports that a proxy rewrites; hash.
-    pub const SERVICES: &str = "SERVICES";
-    /// Prefix of a ClusterIP range, IPv4 in mapped form → 1; LPM trie.
-    pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
-    /// [`super::DecidedKey`] → [`super::DecidedRow`]: deferred flows judged by their real destination; LRU hash.
-    pub const DECIDED: &str = "DECIDED";
-
-    /// All of them, for pinning and for comparing.
-    pub const ALL: [&str; 23] = [
-        ENDPOINT_WORDS,
-        INTERFACES,
-        ADDRESSES,
-        OPTIONS,
-        CLASS4,
-        CLASS6,
-        CIDR4,
-        CIDR6,
-        RULES,
-        PORTS,
-        EMBRYONIC,
-        CONFIRMED,
-        TOMBSTONES,
-        FRAGMENTS,
-        BUCKETS,
-        COUNTERS,
-        SETTINGS,
-        DIGESTS,
-        AGENT_STATE,
-        EVENTS,
-        SERVICES,
-        SERVICE_CIDRS,
-        DECIDED,
-    ];
-    /// Ring buffer reserved for the rate-limited live stream of verdicts (decision D9); programs do not write it yet.
-    pub const EVENTS: &str = "EVENTS";
-}
 
 /// Names of the TC programs: the pod's egress is judged at TC ingress of its host-side veth, and the other way round;
 /// what had to be deferred there is judged at TC egress of the device by which it leaves.
@@ -174,126 +105,6 @@ pub mod interface_flags {
     pub const NO_LINK_HEADER: u32 = 1 << 2;
     /// The interface is no pod's, and carries [`super::programs::HOST_EGRESS`].
     pub const HOOKED: u32 = 1 << 3;
-}
-
-/// The stamp that a pod's veth leaves on what it lets on, in 16 adjacent bits of `skb->mark` (decision D6). It speaks of
-/// the sender's egress only. Believed only on a packet that came in by a pod bridge, or by the veth of the endpoint that
-/// it names: other parts of the kernel copy marks to packets of their own making.
-pub mod stamp {
-    /// No stamp.
-    pub const NONE: u16 = 0;
-    /// Judged: nothing more is to be said about its egress.
-    pub const JUDGED: u16 = 1;
-    /// To be judged by its real destination, at the hook of the device by which it leaves.
-    pub const DEFERRED: u16 = 2;
-    /// The same; but if it leaves by none because it is delivered on this node, it is allowed.
-    pub const DEFERRED_UNLESS_LOCAL: u16 = 3;
-
-    /// Bits of the endpoint number.
-    pub const ENDPOINT_BITS: u32 = 14;
-
-    /// Joins a state and an endpoint number below [`super::MAX_ENDPOINTS`].
-    #[must_use]
-    #[inline(always)]
-    pub const fn new(state: u16, endpoint: u32) -> u16 {
-        (state << ENDPOINT_BITS) | (endpoint as u16 & (super::MAX_ENDPOINTS as u16 - 1))
-    }
-    /// The state.
-    #[must_use]
-    #[inline(always)]
-    pub const fn state(stamp: u16) -> u16 {
-        stamp >> ENDPOINT_BITS
-    }
-    /// The endpoint number.
-    #[must_use]
-    #[inline(always)]
-    pub const fn endpoint(stamp: u16) -> u32 {
-        stamp as u32 & (super::MAX_ENDPOINTS - 1)
-    }
-    /// The stamp that a mark carries at [`super::Settings::mark_shift`].
-    #[must_use]
-    #[inline(always)]
-    pub const fn of_mark(mark: u32, shift: u32) -> u16 {
-        (mark >> (shift & 31)) as u16
-    }
-    /// The mark with a stamp in it; all other bits stay.
-    #[must_use]
-    #[inline(always)]
-    pub const fn into_mark(mark: u32, shift: u32, stamp: u16) -> u32 {
-        let shift = shift & 31;
-        (mark & !(0xffff << shift)) | ((stamp as u32) << shift)
-    }
-}
-
-/// What a proxy rewrites: an address with a port. Node ports and host ports without address have the unspecified address
-/// and stand for every address of this node ([`address_kind::THIS_NODE`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct ServiceKey {
-    /// Cluster, external, load-balancer or host address, IPv4 in mapped form; all zeros: any address of this node.
-    pub address: [u8; 16],
-    /// Port, network order.
-    pub port: [u8; 2],
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: u8,
-}
-
-/// How many backends on the node itself a [`ServiceRow`] can name.
-pub const LOCAL_BACKENDS: usize = 4;
-
-/// The backends of a [`ServiceKey`] that have an address of this node: what is sent to them passes no device, so whether
-/// all of them are allowed must be known at the pod's veth.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct ServiceRow {
-    /// How many of `local` are meant; more than [`LOCAL_BACKENDS`]: there are more than fit, and none is allowed.
-    pub count: u32,
-    /// The backends.
-    pub local: [LocalBackend; LOCAL_BACKENDS],
-}
-
-/// A backend on the node itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct LocalBackend {
-    /// Address of this node, IPv4 in mapped form.
-    pub address: [u8; 16],
-    /// Port, network order.
-    pub port: [u8; 2],
-    /// Zero.
-    pub pad: [u8; 2],
-}
-
-/// A deferred flow as it leaves: after the proxy, by its real destination.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct DecidedKey {
-    /// Endpoint number of the sender, from the stamp.
-    pub endpoint: u32,
-    /// Source port as it leaves, network order. ICMP echo: the identifier.
-    pub source_port: [u8; 2],
-    /// Port of the backend, network order. ICMP: 0.
-    pub port: [u8; 2],
-    /// Address of the backend, IPv4 in mapped form.
-    pub backend: [u8; 16],
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
-}
-
-/// What was decided. Losing the row costs one judgement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct DecidedRow {
-    /// Epoch of the endpoint when it was decided.
-    pub epoch: u32,
-    /// The rule that allows, or [`RULE_NONE`].
-    pub rule: u32,
-    /// One of [`rule_action`]: [`rule_action::ALLOW`] or [`rule_action::DENY`].
-    pub action: u32,
 }
 
 /// One address that an endpoint owns. Value of the map: one byte pair `[1, 0, 0, 0]` as u32 1.
@@ -422,124 +233,6 @@ pub struct PortRow {
     pub action: u32,
     /// The rule that decides.
     pub rule: u32,
-}
-
-/// A flow, keyed from the pod's side, both directions in one entry (decision D5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct FlowKey {
-    /// Index of the pod's host-side veth: one pod cannot plant entries for another.
-    pub ifindex: u32,
-    /// The pod's port, network order. ICMP echo: the identifier if the pod asks, else 0.
-    pub local_port: [u8; 2],
-    /// The peer's port, network order. ICMP echo: the identifier if the peer asks, else 0.
-    pub peer_port: [u8; 2],
-    /// The peer's address, IPv4 in mapped form.
-    pub peer: [u8; 16],
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
-}
-
-/// State of a flow. Whole updates only, except `last_seen` and `phase`, each one aligned word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct FlowRow {
-    /// The pod's address that the flow uses, IPv4 in mapped form: an established packet is checked against it.
-    pub local: [u8; 16],
-    /// Endpoint number of the pod.
-    pub endpoint: u32,
-    /// Epoch of the endpoint when the flow was last judged.
-    pub epoch: u32,
-    /// Rule that admitted the flow, or [`RULE_NONE`].
-    pub rule: u32,
-    /// Second of the boot clock of the last packet, at most one second behind.
-    pub last_seen: u32,
-    /// Bits of [`phase`].
-    pub phase: u32,
-    /// One of [`initiator`].
-    pub initiator: u8,
-    /// One of [`admission`].
-    pub admission: u8,
-    /// Started by the pod: the state of [`stamp`] that the pod's packets get. Started by its peer: the endpoint number that
-    /// the first packet's stamp named, 0 if it had none that is believed.
-    pub stamp: u16,
-    /// The device by which the peer's packets came in last when it was looked at, with [`CAME_FROM_POD`] set if it is a pod
-    /// bridge or a pod's veth; 0: not looked at yet. Spares an established packet the look-up.
-    pub came_by: u32,
-    /// If that device is a pod's veth: the endpoint behind it, which the stamps of its packets must name; else 0.
-    pub came_endpoint: u32,
-}
-
-/// In [`FlowRow::stamp`] of a flow that its peer started: it is not known yet whose packets they are, because the flow is
-/// older than what is known of it. The next one says.
-pub const SENDER_UNKNOWN: u16 = u16::MAX;
-
-/// In [`FlowRow::came_by`]: that device carries what pods send, so a packet must be stamped.
-pub const CAME_FROM_POD: u32 = 1 << 31;
-
-/// Who sent the first packet of a flow.
-pub mod initiator {
-    /// The pod.
-    pub const POD: u8 = 1;
-    /// Its peer.
-    pub const PEER: u8 = 2;
-}
-
-/// How a flow was admitted.
-pub mod admission {
-    /// By the rules of the endpoint's policy set, or because nothing isolates it.
-    pub const POLICY: u8 = 1;
-    /// From a socket of the pod's own node (decision D7): never judged again.
-    pub const OWN_NODE: u8 = 2;
-    /// Not at all yet: the pod sends to an address that a proxy rewrites. The entry admits replies; its packets are judged
-    /// by their real destination where they leave (decision D6).
-    pub const DEFERRED: u8 = 3;
-}
-
-/// Phase bits of a TCP (or SCTP) flow; they only choose the timeout.
-pub mod phase {
-    /// A FIN was seen from either side.
-    pub const FIN: u32 = 1 << 0;
-    /// An RST was seen from either side.
-    pub const RST: u32 = 1 << 1;
-    /// The other side has answered.
-    pub const REPLIED: u32 = 1 << 2;
-    /// The first packet seen was from the middle of a connection, soon after its pod was adopted: who began is a guess.
-    pub const GUESSED: u32 = 1 << 3;
-}
-
-/// Names a fragmented datagram at one interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(C)]
-pub struct FragmentKey {
-    /// Index of the pod's host-side veth.
-    pub ifindex: u32,
-    /// Identification of the datagram, network order, zero-extended for IPv4.
-    pub id: u32,
-    /// Source, IPv4 in mapped form.
-    pub source: [u8; 16],
-    /// Destination, IPv4 in mapped form.
-    pub destination: [u8; 16],
-    /// IP protocol number of the datagram.
-    pub protocol: u8,
-    /// [`Direction`] as u8.
-    pub direction: u8,
-    /// Zero.
-    pub pad: [u8; 2],
-}
-
-/// What the first fragment said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct FragmentRow {
-    /// Source port, network order.
-    pub source_port: [u8; 2],
-    /// Destination port, network order.
-    pub destination_port: [u8; 2],
-    /// Second of the boot clock.
-    pub last_seen: u32,
 }
 
 /// Packets and bytes. One per CPU; added up when read.

@@ -1,0 +1,76 @@
+//! Names of the maps. The kernel keeps 15 bytes of them.
+
+/// [`super::EndpointWord`] by endpoint number; array, memory-mapped by the agent.
+pub const ENDPOINT_WORDS: &str = "ENDPOINT_WORDS";
+/// [`super::InterfaceRow`] by interface index; hash.
+pub const INTERFACES: &str = "INTERFACES";
+/// [`super::AddressKey`] → 1: the addresses that belong to an endpoint; hash.
+pub const ADDRESSES: &str = "ADDRESSES";
+/// [`super::EndpointOptions`] by endpoint number; array.
+pub const OPTIONS: &str = "OPTIONS";
+/// IPv4 address → [`super::ClassRow`]; hash.
+pub const CLASS4: &str = "CLASS4";
+/// IPv6 address → [`super::ClassRow`]; hash.
+pub const CLASS6: &str = "CLASS6";
+/// IPv4 prefix → class; LPM trie.
+pub const CIDR4: &str = "CIDR4";
+/// IPv6 prefix → class; LPM trie.
+pub const CIDR6: &str = "CIDR6";
+/// [`super::RuleKey`] → [`super::RuleRow`]; hash.
+pub const RULES: &str = "RULES";
+/// [`super::PortKeyData`] prefix → [`super::PortRow`]; LPM trie.
+pub const PORTS: &str = "PORTS";
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows that no reply has confirmed yet; LRU hash.
+pub const EMBRYONIC: &str = "EMBRYONIC";
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows that have seen a reply; LRU hash.
+pub const CONFIRMED: &str = "CONFIRMED";
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows whose permission was revoked; LRU hash.
+pub const TOMBSTONES: &str = "TOMBSTONES";
+/// [`super::FragmentKey`] → [`super::FragmentRow`]: ports of fragmented datagrams; LRU hash.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Token bucket by endpoint number (see [`crate::flow`]); array of u64.
+pub const BUCKETS: &str = "BUCKETS";
+/// [`super::Counter`] by [`super::counter_index`]; per-CPU array.
+pub const COUNTERS: &str = "COUNTERS";
+/// [`super::Settings`], one element; array.
+pub const SETTINGS: &str = "SETTINGS";
+/// [`super::DigestKey`] → [`super::Digest`]: what allocated ids mean; hash. Not read by programs.
+pub const DIGESTS: &str = "DIGESTS";
+/// [`super::AgentState`], one element; array. Not read by programs.
+pub const AGENT_STATE: &str = "AGENT_STATE";
+
+/// [`super::ServiceKey`] → [`super::ServiceRow`]: addresses and ports that a proxy rewrites; hash.
+pub const SERVICES: &str = "SERVICES";
+/// Prefix of a ClusterIP range, IPv4 in mapped form → 1; LPM trie.
+pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+/// [`super::DecidedKey`] → [`super::DecidedRow`]: deferred flows judged by their real destination; LRU hash.
+pub const DECIDED: &str = "DECIDED";
+
+/// All of them, for pinning and for comparing.
+pub const ALL: [&str; 23] = [
+    ENDPOINT_WORDS,
+    INTERFACES,
+    ADDRESSES,
+    OPTIONS,
+    CLASS4,
+    CLASS6,
+    CIDR4,
+    CIDR6,
+    RULES,
+    PORTS,
+    EMBRYONIC,
+    CONFIRMED,
+    TOMBSTONES,
+    FRAGMENTS,
+    BUCKETS,
+    COUNTERS,
+    SETTINGS,
+    DIGESTS,
+    AGENT_STATE,
+    EVENTS,
+    SERVICES,
+    SERVICE_CIDRS,
+    DECIDED,
+];
+/// Ring buffer reserved for the rate-limited live stream of verdicts (decision D9); programs do not write it yet.
+pub const EVENTS: &str = "EVENTS";
