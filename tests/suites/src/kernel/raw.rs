@@ -172,8 +172,9 @@ pub fn queue(value_size: u32, entries: u32) -> Result<OwnedFd> {
         value_size: u32,
         entries: u32,
     }
-    // Before 5.11 maps count as locked memory (bpf: Eliminate rlimit-based memory accounting for bpf maps).
-    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("RLIMIT_MEMLOCK")?;
+    // Before 5.11 maps count as locked memory (bpf: Eliminate rlimit-based memory accounting for bpf maps). Where root may
+    // not raise the limit, as in some containers, the map's own error says whether that matters.
+    let _raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let mut attributes = Attributes { kind: MAP_TYPE_QUEUE, key_size: 0, value_size, entries };
     descriptor(MAP_CREATE, &mut attributes).context("BPF_MAP_CREATE of a queue")
 }

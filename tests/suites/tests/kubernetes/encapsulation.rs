@@ -32,7 +32,7 @@ fn counts(site: &Site, node: &str) -> Counts {
         let counters = Map::from_map_data(MapData::from_pin(maps.join(names::COUNTERS))?)?;
         let counters = PerCpuArray::<_, Counter>::try_from(counters).context("COUNTERS")?;
         let mut endpoints = vec![(None, 0)];
-        for row in interfaces.iter() {
+        for row in &interfaces {
             let (ifindex, row) = row?;
             endpoints.push((Some(ifindex), row.endpoint));
         }

@@ -129,7 +129,7 @@ fn a_cluster_starts_after_an_interrupted_start_judges_host_gw_once_and_leaves_no
     cluster.up(&OPTIONS);
     let mut earlier = Traces { namespaces: std::mem::take(&mut traces.namespaces), links: traces.links.clone() };
     // Of the first attempt no namespace lives, though the second has the same name.
-    earlier.namespaces.retain(|namespace| earlier_lives(namespace));
+    earlier.namespaces.retain(earlier_lives);
     assert_eq!(earlier.namespaces, BTreeSet::new());
 
     let mut site = Site::on(cluster);
