@@ -26,7 +26,7 @@ use self::field::{Field, FieldError};
 pub use self::meta::DEFAULT_NAMESPACE;
 pub use self::pod::ADDRESS_CHECK_ANNOTATION;
 pub use self::service::SERVICE_NAME_LABEL;
-use crate::model::{EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Protocol, Service, ServiceCidr};
+use crate::model::{Cluster, EndpointSlice, Namespace, Node, ObjectName, Pod, Policy, Protocol, Service, ServiceCidr};
 
 /// The kinds that decide verdicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,6 +131,21 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A ServiceCIDR.
     ServiceCidr(ServiceCidr),
+}
+
+impl Cluster {
+    /// Adds an object, or replaces the one of its kind and name.
+    pub fn insert(&mut self, object: Object) {
+        match object {
+            Object::Namespace(it) => drop(self.namespaces.insert(it.name.clone(), it)),
+            Object::Pod(it) => drop(self.pods.insert(it.name.clone(), it)),
+            Object::Policy(it) => drop(self.policies.insert(it.name.clone(), it)),
+            Object::Service(it) => drop(self.services.insert(it.name.clone(), it)),
+            Object::Node(it) => drop(self.nodes.insert(it.name.clone(), it)),
+            Object::EndpointSlice(it) => drop(self.slices.insert(it.name.clone(), it)),
+            Object::ServiceCidr(it) => drop(self.service_cidrs.insert(it.name.clone(), it)),
+        }
+    }
 }
 
 impl Object {

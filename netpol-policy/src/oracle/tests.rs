@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::decode::{Kind, Object, object_of};
+use crate::decode::{Kind, object_of};
 use crate::model::ObjectName;
 
 const TCP: u8 = 6;
@@ -19,15 +19,7 @@ const OUTSIDE: &str = "198.51.100.7";
 pub(super) const NODE: &str = "192.0.2.1";
 
 pub(super) fn add(cluster: &mut Cluster, kind: Kind, value: &Value) {
-    match object_of(kind, value).expect("valid object") {
-        Object::Namespace(namespace) => drop(cluster.namespaces.insert(namespace.name.clone(), namespace)),
-        Object::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
-        Object::Policy(policy) => drop(cluster.policies.insert(policy.name.clone(), policy)),
-        Object::Service(service) => drop(cluster.services.insert(service.name.clone(), service)),
-        Object::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
-        Object::EndpointSlice(slice) => drop(cluster.slices.insert(slice.name.clone(), slice)),
-        Object::ServiceCidr(range) => drop(cluster.service_cidrs.insert(range.name.clone(), range)),
-    }
+    cluster.insert(object_of(kind, value).expect("valid object"));
 }
 
 fn pod(namespace: &str, name: &str, addresses: &[&str]) -> Value {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use netpol_policy::decode::{self, Object};
+use netpol_policy::decode;
 use netpol_policy::model::{Cluster, NamespaceScope, ObjectName, Peer, Policy, Rule, Selector};
 use netpol_policy::workloads::{self, Assignments, ExpandOptions};
 use netpol_testbed::node::NodeOptions;
@@ -35,15 +35,7 @@ fn example() -> Cluster {
     assert_eq!(expanded.rejected, []);
     let mut cluster = Cluster::default();
     for object in &expanded.objects {
-        match decode::object(object).unwrap() {
-            Object::Namespace(it) => drop(cluster.namespaces.insert(it.name.clone(), it)),
-            Object::Pod(it) => drop(cluster.pods.insert(it.name.clone(), it)),
-            Object::Policy(it) => drop(cluster.policies.insert(it.name.clone(), it)),
-            Object::Service(it) => drop(cluster.services.insert(it.name.clone(), it)),
-            Object::Node(it) => drop(cluster.nodes.insert(it.name.clone(), it)),
-            Object::EndpointSlice(it) => drop(cluster.slices.insert(it.name.clone(), it)),
-            Object::ServiceCidr(it) => drop(cluster.service_cidrs.insert(it.name.clone(), it)),
-        }
+        cluster.insert(decode::object(object).unwrap());
     }
     cluster
 }

@@ -41,15 +41,7 @@ impl Contents {
         }
         let mut cluster = Cluster::default();
         for object in good.values().cloned() {
-            match object {
-                Object::Namespace(it) => drop(cluster.namespaces.insert(it.name.clone(), it)),
-                Object::Pod(it) => drop(cluster.pods.insert(it.name.clone(), it)),
-                Object::Policy(it) => drop(cluster.policies.insert(it.name.clone(), it)),
-                Object::Service(it) => drop(cluster.services.insert(it.name.clone(), it)),
-                Object::Node(it) => drop(cluster.nodes.insert(it.name.clone(), it)),
-                Object::EndpointSlice(it) => drop(cluster.slices.insert(it.name.clone(), it)),
-                Object::ServiceCidr(it) => drop(cluster.service_cidrs.insert(it.name.clone(), it)),
-            }
+            cluster.insert(object);
         }
         for policy in isolating {
             cluster.policies.entry(policy.name.clone()).or_insert(policy);
