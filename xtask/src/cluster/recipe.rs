@@ -6,8 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use netpol_testbed::control_plane::installation::{self, cache_directory};
-use sha2::{Digest, Sha256};
+use netpol_testbed::control_plane::installation::{self, RecipeDigest, cache_directory};
 
 use crate::process;
 
@@ -91,28 +90,23 @@ impl Recipe {
         // The same release and flags as the control plane, which the cluster runs too.
         let control_plane = installation::Recipe::read()?;
         let arguments = control_plane.build_arguments();
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update(bytes.len().to_be_bytes());
-            hash.update(bytes);
-        };
+        let mut digest = RecipeDigest::default();
         for argument in &arguments {
-            part(argument.as_bytes());
+            digest.part(argument.as_bytes());
         }
         for Build { module, packages, folder, c, links } in &BUILDS {
-            part(format!("{module} {packages:?} {folder} {c} {links:?}").as_bytes());
+            digest.part(format!("{module} {packages:?} {folder} {c} {links:?}").as_bytes());
             for file in ["go.mod", "go.sum", "main.go"] {
                 let path = directory().join(module).join(file);
                 match std::fs::read(&path) {
-                    Ok(content) => part(&content),
+                    Ok(content) => digest.part(&content),
                     // A module without code of its own, or one without dependencies.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => part(b""),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => digest.part(b""),
                     Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
                 }
             }
         }
-        let digest = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { version: control_plane.version, arguments, digest })
+        Ok(Self { version: control_plane.version, arguments, digest: digest.finish() })
     }
 
     /// What `go` is called with, but for the output's path and the packages.

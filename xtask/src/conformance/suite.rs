@@ -4,8 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use netpol_testbed::control_plane::installation::{self, cache_directory};
-use sha2::{Digest, Sha256};
+use netpol_testbed::control_plane::installation::{self, RecipeDigest, cache_directory};
 
 use crate::process;
 
@@ -29,20 +28,15 @@ impl Recipe {
     pub(crate) fn read() -> Result<Self> {
         let control_plane = installation::Recipe::read()?;
         let arguments = control_plane.build_arguments();
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update(bytes.len().to_be_bytes());
-            hash.update(bytes);
-        };
+        let mut digest = RecipeDigest::default();
         for argument in &arguments {
-            part(argument.as_bytes());
+            digest.part(argument.as_bytes());
         }
         for file in ["go.mod", "go.sum", "main.go"] {
             let path = Self::directory().join(file);
-            part(&std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+            digest.part(&std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
         }
-        let digest = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { control_plane, arguments, digest })
+        Ok(Self { control_plane, arguments, digest: digest.finish() })
     }
 
     /// The folder of the Go module in this checkout.

@@ -26,6 +26,25 @@ pub fn cache_directory() -> Result<PathBuf> {
         .context("set NETPOL_CACHE or HOME: there is no place for what is downloaded and built once")
 }
 
+/// The digest of what something is built from, which its folder in the cache is named after. Lengths keep the boundary
+/// between two parts in what is hashed.
+#[derive(Debug, Default)]
+pub struct RecipeDigest(Sha256);
+
+impl RecipeDigest {
+    /// Takes in one part: a file's content, an argument.
+    pub fn part(&mut self, bytes: &[u8]) {
+        self.0.update(bytes.len().to_be_bytes());
+        self.0.update(bytes);
+    }
+
+    /// The first 64 bits, in hexadecimal digits.
+    #[must_use]
+    pub fn finish(self) -> String {
+        self.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// How the control plane is built: a Go module with its lock file.
 #[derive(Debug)]
 pub struct Recipe {
@@ -43,25 +62,21 @@ impl Recipe {
     /// Its files cannot be read, or its `go.mod` names no Kubernetes release.
     pub fn read() -> Result<Self> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../xtask/kubernetes");
-        let mut hash = Sha256::new();
+        let mut digest = RecipeDigest::default();
         let mut version = None;
         for name in ["go.mod", "go.sum", "main.go"] {
             let path = directory.join(name);
             let content = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            // Lengths keep the boundary between two files part of what is hashed.
-            hash.update(content.len().to_be_bytes());
-            hash.update(&content);
+            digest.part(content.as_bytes());
             if name == "go.mod" {
                 version = module_version(&content).map(str::to_owned);
             }
         }
         let version = version.with_context(|| format!("{}/go.mod requires no {MODULE}", directory.display()))?;
         for argument in build_arguments(&version) {
-            hash.update(argument.len().to_be_bytes());
-            hash.update(argument);
+            digest.part(argument.as_bytes());
         }
-        let digest = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { directory, version, digest })
+        Ok(Self { directory, version, digest: digest.finish() })
     }
 
     /// What `go` is called with, but for the output's path: `build`, and its flags.
