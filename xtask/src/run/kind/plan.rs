@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     fn plan(engine: &str) -> Plan {
-        Plan::new(engine, Families::Dual, Path::new("/work"), Path::new("/work/agent.tar"), None).unwrap()
+        Plan::new(engine, Families::Dual, Path::new("/plan"), Path::new("/plan/agent.tar"), None).unwrap()
     }
 
     fn lines(steps: &[Step]) -> Vec<String> {
@@ -196,13 +196,13 @@ mod tests {
         assert_eq!(
             lines(&plan.prepare),
             [
-                "cargo xtask image --output /work/agent.tar",
-                "env CGO_ENABLED=0 go -C xtask/cluster-binaries/plugins build -trimpath -o /work/cni/ \
+                "cargo xtask image --output /plan/agent.tar",
+                "env CGO_ENABLED=0 go -C xtask/cluster-binaries/plugins build -trimpath -o /plan/cni/ \
                  github.com/containernetworking/plugins/plugins/main/bridge",
-                "env CGO_ENABLED=0 go -C xtask/cluster-binaries/flannel-plugin build -trimpath -o /work/cni/ \
+                "env CGO_ENABLED=0 go -C xtask/cluster-binaries/flannel-plugin build -trimpath -o /plan/cni/ \
                  github.com/containernetworking/plugins/plugins/meta/flannel",
-                "write /work/cluster.json",
-                "write /work/flannel.json",
+                "write /plan/cluster.json",
+                "write /plan/flannel.json",
                 "modprobe br_netfilter",
             ]
         );
@@ -210,26 +210,26 @@ mod tests {
             lines(&plan.create),
             [
                 "mkdir -p /sys/fs/bpf/kind-node-1 /sys/fs/bpf/kind-node-2 /sys/fs/bpf/kind-node-3",
-                "kind create cluster --name netpol --config /work/cluster.json --kubeconfig /work/kubeconfig",
-                "docker cp /work/cni/bridge netpol-control-plane:/opt/cni/bin/bridge",
-                "docker cp /work/cni/flannel netpol-control-plane:/opt/cni/bin/flannel",
-                "docker cp /work/cni/bridge netpol-worker:/opt/cni/bin/bridge",
-                "docker cp /work/cni/flannel netpol-worker:/opt/cni/bin/flannel",
-                "docker cp /work/cni/bridge netpol-worker2:/opt/cni/bin/bridge",
-                "docker cp /work/cni/flannel netpol-worker2:/opt/cni/bin/flannel",
-                "kubectl --kubeconfig /work/kubeconfig apply --server-side --filename /work/flannel.json",
-                "kubectl --kubeconfig /work/kubeconfig wait nodes --all --for=condition=Ready --timeout=300s",
-                "kubectl --kubeconfig /work/kubeconfig delete deployment coredns --namespace=kube-system \
+                "kind create cluster --name netpol --config /plan/cluster.json --kubeconfig /plan/kubeconfig",
+                "docker cp /plan/cni/bridge netpol-control-plane:/opt/cni/bin/bridge",
+                "docker cp /plan/cni/flannel netpol-control-plane:/opt/cni/bin/flannel",
+                "docker cp /plan/cni/bridge netpol-worker:/opt/cni/bin/bridge",
+                "docker cp /plan/cni/flannel netpol-worker:/opt/cni/bin/flannel",
+                "docker cp /plan/cni/bridge netpol-worker2:/opt/cni/bin/bridge",
+                "docker cp /plan/cni/flannel netpol-worker2:/opt/cni/bin/flannel",
+                "kubectl --kubeconfig /plan/kubeconfig apply --server-side --filename /plan/flannel.json",
+                "kubectl --kubeconfig /plan/kubeconfig wait nodes --all --for=condition=Ready --timeout=300s",
+                "kubectl --kubeconfig /plan/kubeconfig delete deployment coredns --namespace=kube-system \
                  --ignore-not-found",
-                "kind load image-archive /work/agent.tar --name netpol",
+                "kind load image-archive /plan/agent.tar --name netpol",
             ]
         );
-        let agent = "kubectl --kubeconfig /work/kubeconfig apply --server-side --kustomize deploy/overlays/kind";
+        let agent = "kubectl --kubeconfig /plan/kubeconfig apply --server-side --kustomize deploy/overlays/kind";
         assert_eq!(lines(&plan.inside)[0], agent);
         assert_eq!(
             lines(&plan.end),
             [
-                "kind delete cluster --name netpol --kubeconfig /work/kubeconfig",
+                "kind delete cluster --name netpol --kubeconfig /plan/kubeconfig",
                 "rm -rf /sys/fs/bpf/kind-node-1 /sys/fs/bpf/kind-node-2 /sys/fs/bpf/kind-node-3",
             ]
         );
@@ -259,8 +259,8 @@ mod tests {
 
     #[test]
     fn a_binary_that_is_given_is_wrapped_instead_of_one_that_is_built() {
-        let agent = Path::new("/work/agent");
+        let agent = Path::new("/plan/agent");
         let plan = Plan::new("docker", Families::Ipv4, Path::new("/w"), Path::new("/a.tar"), Some(agent)).unwrap();
-        assert_eq!(lines(&plan.prepare)[0], "cargo xtask image --output /a.tar --binary /work/agent");
+        assert_eq!(lines(&plan.prepare)[0], "cargo xtask image --output /a.tar --binary /plan/agent");
     }
 }
