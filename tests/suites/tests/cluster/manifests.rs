@@ -248,7 +248,9 @@ fn the_daemon_sets_container_has_what_the_agents_flags_speak_of() {
 
     // What it uses by default: directories have to be mounted, the port has to be declared, the variable set.
     let help = String::from_utf8(output.stdout).unwrap();
-    let defaults: Vec<&str> = help.split("[default: ").skip(1).filter_map(|rest| rest.split(']').next()).collect();
+    // The bracket that ends a default is its line's last: an IPv6 address has brackets of its own.
+    let lines = help.split("[default: ").skip(1).filter_map(|rest| rest.lines().next());
+    let defaults: Vec<&str> = lines.filter_map(|line| line.rsplit_once(']')).map(|(default, _)| default).collect();
     let mounts = strings(&container["volumeMounts"], "mountPath");
     let directories: Vec<&&str> = defaults.iter().filter(|default| default.starts_with('/')).collect();
     assert!(directories.len() >= 3, "{help}");
