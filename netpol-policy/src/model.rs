@@ -149,6 +149,10 @@ pub struct Node {
     pub name: String,
     /// `status.addresses` of type InternalIP and ExternalIP, and other addresses known to be the node's own.
     pub addresses: Vec<IpAddr>,
+    /// Further addresses at which its overlay's socket can be reached, if no pod has them: what Flannel announces in
+    /// annotations, and of each range of `spec.podCIDRs` the first address (flannel.1 in vxlan) and the one after it (the
+    /// pod bridge). To policies they are addresses like any other; decision D8 closes the overlay's port on them.
+    pub overlay: Vec<IpAddr>,
 }
 
 /// Operator of a `matchExpressions` entry.

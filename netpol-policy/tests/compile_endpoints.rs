@@ -10,8 +10,8 @@ use netpol_common::abi::{
 use netpol_policy::compile::{Capacities, Change, Endpoint, MapOp, Snapshot};
 use netpol_policy::decode::{Kind, Object};
 use netpol_policy::model::{
-    ContainerPort, Labels, Namespace, NamespaceScope, ObjectName, Operator, Peer, Phase, Pod, Policy, PortMatch,
-    PortSpec, Protocol, Requirement, Rule, Selector,
+    ContainerPort, Labels, Namespace, NamespaceScope, Node as ClusterNode, ObjectName, Operator, Peer, Phase, Pod,
+    Policy, PortMatch, PortSpec, Protocol, Requirement, Rule, Selector,
 };
 use netpol_policy::testing::NODE;
 use support::{Cell, Node, answer};
@@ -261,6 +261,34 @@ fn an_address_of_a_node_is_no_pods_by_label() {
     assert!(!ask(&node, 1, "10.0.0.2", 80));
     assert_eq!(node.tables.snapshot().classes[&address].kind, address_kind::THIS_NODE);
     assert_ne!(word(&node, 1).epoch(), epoch, "what was allowed is judged again");
+}
+
+#[test]
+fn an_address_of_a_nodes_overlay_is_a_nodes_until_a_pod_has_it_and_policies_see_no_difference() {
+    let mut node = start();
+    let server = pod("server", &["10.0.0.1"], "server");
+    node.apply([upsert(&server), Change::EndpointUp(endpoint(1, &server))]);
+    node.apply([allow("in", Some(vec![from_app("client")]), None)]);
+    let address: IpAddr = "10.0.2.0".parse().unwrap();
+    let overlay = ClusterNode { name: "other".to_owned(), addresses: Vec::new(), overlay: vec![address] };
+    let kind = |node: &Node| node.tables.snapshot().classes.get(&address).map(|row| row.kind);
+    node.apply([Change::Upsert(Object::Node(overlay))]);
+    let _plan = node.program();
+    assert_eq!(kind(&node), Some(address_kind::OTHER_NODE));
+    assert!(!ask(&node, 1, "10.0.2.0", 80));
+
+    let client = pod("client", &["10.0.2.0"], "client");
+    node.apply([upsert(&client)]);
+    let _plan = node.program();
+    assert_eq!(kind(&node), Some(address_kind::POD));
+    assert!(ask(&node, 1, "10.0.2.0", 80));
+
+    node.apply([Change::Remove(Kind::Pod, client.name.clone())]);
+    let _plan = node.program();
+    assert_eq!(kind(&node), Some(address_kind::OTHER_NODE));
+    node.apply([Change::Remove(Kind::Node, ObjectName::new("", "other"))]);
+    node.quiesce();
+    assert_eq!(kind(&node), None);
 }
 
 #[test]

@@ -46,10 +46,11 @@ fn rows_name_the_local_backends_that_services_have_by_the_api_text() {
             let _plan = node.program();
             // The text knows a node's addresses by its Node alone.
             let mut cluster = world.cluster.clone();
-            let own = cluster
-                .nodes
-                .entry(NODE.to_owned())
-                .or_insert_with(|| ClusterNode { name: NODE.to_owned(), addresses: Vec::new() });
+            let own = cluster.nodes.entry(NODE.to_owned()).or_insert_with(|| ClusterNode {
+                name: NODE.to_owned(),
+                addresses: Vec::new(),
+                overlay: Vec::new(),
+            });
             own.addresses.extend(&world.local);
             let here: BTreeSet<IpAddr> = own.addresses.iter().copied().collect();
             let services = &node.tables.snapshot().services;

@@ -153,7 +153,7 @@ pub mod address_kind {
     pub const POD: u32 = 1;
     /// An address of this node.
     pub const THIS_NODE: u32 = 2;
-    /// An address of another node.
+    /// An address of another node, or one at which its overlay can be reached.
     pub const OTHER_NODE: u32 = 3;
 }
 

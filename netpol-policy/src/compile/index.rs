@@ -30,14 +30,16 @@ pub(super) struct Claims {
     pub(super) pods: BTreeSet<ObjectName>,
     /// Nodes by name.
     pub(super) nodes: BTreeSet<String>,
+    /// Nodes by name whose overlay can be reached at it, though it is not reported as theirs.
+    pub(super) overlays: BTreeSet<String>,
     /// Netlink says that it is one of this node's own.
     pub(super) local: bool,
 }
 
 impl Claims {
     fn is_empty(&self) -> bool {
-        let Self { pods, nodes, local } = self;
-        pods.is_empty() && nodes.is_empty() && !local
+        let Self { pods, nodes, overlays, local } = self;
+        pods.is_empty() && nodes.is_empty() && overlays.is_empty() && !local
     }
 }
 
@@ -263,21 +265,14 @@ impl Index {
     }
 
     fn node_changed(&mut self, name: String, node: Option<Node>, dirty: &mut Dirty) {
-        let addresses = |node: Option<&Node>| -> BTreeSet<IpAddr> {
-            node.into_iter().flat_map(|node| &node.addresses).map(IpAddr::to_canonical).collect()
-        };
-        let old = addresses(self.nodes.get(&name));
-        let new = addresses(node.as_ref());
-        let moved: BTreeSet<IpAddr> = old.symmetric_difference(&new).copied().collect();
+        let old = self.nodes.get(&name);
+        let moved = moved(old, node.as_ref(), |node| &node.addresses);
+        let overlay_moved = self::moved(old, node.as_ref(), |node| &node.overlay);
         for address in &moved {
-            let _new = dirty.addresses.insert(*address);
-            let claims = self.claims.entry(*address).or_default();
-            if !claims.nodes.remove(&name) {
-                let _new = claims.nodes.insert(name.clone());
-            }
-            if claims.is_empty() {
-                let _none = self.claims.remove(address);
-            }
+            self.claim_for_node(*address, &name, |claims| &mut claims.nodes, dirty);
+        }
+        for address in overlay_moved {
+            self.claim_for_node(address, &name, |claims| &mut claims.overlays, dirty);
         }
         let is_own = name == self.node;
         let _old = match node {
@@ -286,6 +281,25 @@ impl Index {
         };
         if is_own {
             self.addresses_moved(&moved, dirty);
+        }
+    }
+
+    /// A node claims an address that it did not, or the other way round.
+    fn claim_for_node(
+        &mut self,
+        address: IpAddr,
+        name: &str,
+        among: impl FnOnce(&mut Claims) -> &mut BTreeSet<String>,
+        dirty: &mut Dirty,
+    ) {
+        let _new = dirty.addresses.insert(address);
+        let claims = self.claims.entry(address).or_default();
+        let names = among(claims);
+        if !names.remove(name) {
+            let _new = names.insert(name.to_owned());
+        }
+        if claims.is_empty() {
+            let _none = self.claims.remove(&address);
         }
     }
 
@@ -351,6 +365,14 @@ impl Index {
             Some(_) | None => BTreeSet::new(),
         }
     }
+}
+
+/// Addresses that only one of two states of a node has.
+fn moved(old: Option<&Node>, new: Option<&Node>, of: impl Fn(&Node) -> &[IpAddr]) -> BTreeSet<IpAddr> {
+    let addresses = |node: Option<&Node>| -> BTreeSet<IpAddr> {
+        node.into_iter().flat_map(&of).map(IpAddr::to_canonical).collect()
+    };
+    addresses(old).symmetric_difference(&addresses(new)).copied().collect()
 }
 
 fn is_local(claims: &BTreeMap<IpAddr, Claims>, node: &str, address: &IpAddr) -> bool {

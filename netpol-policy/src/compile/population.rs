@@ -233,6 +233,11 @@ impl Compiler {
             let kind = if here { address_kind::THIS_NODE } else { address_kind::OTHER_NODE };
             return Some(Carried { kind, content: ClassContent::of_members(blocks), namespace: String::new() });
         }
+        if claims.pods.is_empty() {
+            // Only its overlay is there: to policies it is what its blocks say, as without this row.
+            let content = ClassContent::of_members(blocks);
+            return Some(Carried { kind: address_kind::OTHER_NODE, content, namespace: String::new() });
+        }
         let alternatives = claims.pods.iter().filter_map(|name| {
             let pod = &self.index.pods.get(name)?.pod;
             let mut members = blocks.clone();

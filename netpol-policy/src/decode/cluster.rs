@@ -1,6 +1,8 @@
 //! Namespaces and Nodes.
 
-use super::addresses::parse_address;
+use std::net::IpAddr;
+
+use super::addresses::{parse_address, parse_cidr};
 use super::field::{Field, FieldError};
 use super::meta::Meta;
 use crate::model::{Namespace, Node};
@@ -14,10 +16,19 @@ pub(super) fn namespace(meta: Meta) -> Namespace {
     Namespace { name: name.name, labels }
 }
 
+/// Where Flannel says at which address other nodes reach its overlay, which need not be one that the kubelet reports
+/// (its options `--iface` and `--public-ip`, and the annotations that overwrite them).
+const FLANNEL_ADDRESSES: [&str; 4] = [
+    "flannel.alpha.coreos.com/public-ip",
+    "flannel.alpha.coreos.com/public-ipv6",
+    "flannel.alpha.coreos.com/public-ip-overwrite",
+    "flannel.alpha.coreos.com/public-ipv6-overwrite",
+];
+
 /// An address that cannot be read is left out: cloud providers put what they like there, and the rest of the node's
 /// addresses must not be lost for it.
 pub(super) fn node(meta: Meta, object: &Field<'_>) -> Result<Node, FieldError> {
-    let Meta { name, uid: _, labels: _, annotations: _ } = meta;
+    let Meta { name, uid: _, labels: _, annotations } = meta;
     let status = object.member("status")?;
     let mut addresses = Vec::new();
     let list = status.member("addresses")?;
@@ -33,5 +44,19 @@ pub(super) fn node(meta: Meta, object: &Field<'_>) -> Result<Node, FieldError> {
             addresses.push(address);
         }
     }
-    Ok(Node { name: name.name, addresses })
+    let announced =
+        FLANNEL_ADDRESSES.iter().filter_map(|key| annotations.get(*key)).filter_map(|text| parse_address(text));
+    let mut overlay: Vec<IpAddr> = announced.collect();
+    let spec = object.member("spec")?;
+    let ranges = spec.member("podCIDRs")?;
+    for range in ranges.items()? {
+        if let Some(range) = range.string()?.and_then(parse_cidr) {
+            overlay.push(range.network());
+            overlay.extend(range.hosts().find(|address| *address != range.network()));
+        }
+    }
+    overlay.sort_unstable();
+    overlay.dedup();
+    overlay.retain(|address| !addresses.contains(address));
+    Ok(Node { name: name.name, addresses, overlay })
 }

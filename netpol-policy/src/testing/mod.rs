@@ -261,7 +261,13 @@ impl World {
                 _ => address("fd00:172:18::4"),
             });
         }
-        Node { name: name.to_owned(), addresses }
+        let overlay = match name {
+            NODE => &["10.244.1.0", "10.244.1.1", "fd00:10:244:1::", "fd00:10:244:1::1"][..],
+            "node-2" => &["10.244.2.0", "10.244.2.1"],
+            _ => &["10.244.3.0", "fd00:10:244:3::"],
+        };
+        let overlay = if self.random.chance(70) { overlay.iter().copied().map(address).collect() } else { Vec::new() };
+        Node { name: name.to_owned(), addresses, overlay }
     }
 
     fn labels(&mut self) -> Labels {
@@ -458,7 +464,7 @@ impl World {
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut addresses: BTreeSet<IpAddr> = self.local.clone();
         addresses.extend(self.cluster.pods.values().flat_map(|pod| &pod.addresses));
-        addresses.extend(self.cluster.nodes.values().flat_map(|node| &node.addresses));
+        addresses.extend(self.cluster.nodes.values().flat_map(|node| node.addresses.iter().chain(&node.overlay)));
         addresses.extend(["8.8.8.8", "198.51.100.10", "2001:db8:7::1", "2001:4860::8888"].map(address));
         let rules = self.cluster.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
         for peer in rules.flatten().flat_map(|rule| &rule.peers).flatten() {

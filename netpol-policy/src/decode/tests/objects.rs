@@ -262,6 +262,25 @@ fn a_node_has_its_internal_and_external_addresses_and_no_unreadable_one_spoils_t
 }
 
 #[test]
+fn a_nodes_overlay_is_where_flannel_announces_it_and_at_the_first_two_addresses_of_its_ranges() {
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": "n1", "annotations": {
+            "flannel.alpha.coreos.com/public-ip": "192.0.2.1",
+            "flannel.alpha.coreos.com/public-ip-overwrite": "198.51.100.7",
+            "flannel.alpha.coreos.com/public-ipv6": "not an address",
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+        }},
+        "spec": { "podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24", "fd00:10:244:2::/64", "no range", "10.9.9.9/32"] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] },
+    });
+    let Ok(Object::Node(node)) = object(&manifest) else { panic!("node") };
+    let overlay: Vec<String> = node.overlay.iter().map(ToString::to_string).collect();
+    let expected = ["10.9.9.9", "10.244.2.0", "10.244.2.1", "198.51.100.7", "fd00:10:244:2::", "fd00:10:244:2::1"];
+    assert_eq!(overlay, expected);
+}
+
+#[test]
 fn other_kinds_and_other_groups_are_ignored_and_what_has_no_kind_is_not() {
     let of = |version: &str, kind: &str| json!({ "apiVersion": version, "kind": kind });
     for ignored in [
