@@ -130,8 +130,45 @@ pub fn arp(sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     ethernet(0x0806, &packet)
 }
 
+/// Gives a frame its hardware addresses, and an IPv4 packet in it its header checksum, which bridges look at.
+#[must_use]
+pub fn addressed(mut frame: Vec<u8>, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    // Behind a tag the EtherType is four bytes on.
+    let start = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
+    if frame[start - 2..start] == [8, 0] {
+        let length = usize::from(frame[start] & 0xf) * 4;
+        let header = &mut frame[start..start + length];
+        header[10..12].copy_from_slice(&[0, 0]);
+        let checksum = checksum(header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    frame
+}
+
+/// The checksum of the Internet (RFC 1071), as a number: its higher byte comes first.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 fn ports(source: u16, destination: u16) -> Vec<u8> {
     let mut ports = source.to_be_bytes().to_vec();
     ports.extend(destination.to_be_bytes());
     ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checksum;
+
+    #[test]
+    fn a_checksum_is_the_one_of_the_rfcs_example() {
+        // Section 3.
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    }
 }

@@ -1,11 +1,10 @@
 //! Packets that pretend to come from the pod's own node, which every policy lets in (decision D7).
 
-use netpol_suites::frames::{ipv4, udp};
+use netpol_suites::frames::{addressed, ipv4, udp};
 use serde_json::json;
 
 use super::Attack;
 use super::scene::{PORT, only, policy, v4};
-use super::wire::addressed;
 
 const MARKER: &[u8] = b"this is your node speaking";
 

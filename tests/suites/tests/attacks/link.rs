@@ -1,11 +1,10 @@
 //! Below and beside IP: tags, other pods' hardware addresses, the overlay's port, router advertisements (decision D8).
 
-use netpol_suites::frames::{arp, ethernet, icmp, ipv4, ipv6, udp};
+use netpol_suites::frames::{addressed, arp, checksum, ethernet, icmp, ipv4, ipv6, udp};
 use serde_json::{Value, json};
 
 use super::Attack;
 use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4, v6};
-use super::wire::{addressed, checksum};
 
 const MARKER: &[u8] = b"nobody else would say this";
 

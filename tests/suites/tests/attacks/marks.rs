@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 
 use netpol_policy::model::Protocol;
-use netpol_suites::frames::{ipv4, udp};
+use netpol_suites::frames::{addressed, ipv4, udp};
 use netpol_testbed::probe::{self, Outcome, Probe};
 use serde_json::{Value, json};
 
 use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4};
-use super::wire::addressed;
 
 const MARKER: &[u8] = b"where is my mark";
 

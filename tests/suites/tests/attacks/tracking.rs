@@ -5,12 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use netpol_suites::frames::{ACK, SYN, ipv4, tcp, udp};
+use netpol_suites::frames::{ACK, SYN, addressed, ipv4, tcp, udp};
 use serde_json::json;
 
 use super::Attack;
 use super::scene::{PORT, Scene, only, policy, v4};
-use super::wire::addressed;
 
 const MARKER: &[u8] = b"never asked for, never answered";
 

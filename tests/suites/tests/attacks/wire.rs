@@ -111,38 +111,3 @@ pub(crate) fn mac(place: &Place, device: &str) -> Result<[u8; 6]> {
     let bytes = bytes.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
     bytes.try_into().ok().context("not six bytes")
 }
-
-/// Gives a frame its hardware addresses, and an IPv4 packet in it its header checksum, which the bridge looks at.
-pub(crate) fn addressed(mut frame: Vec<u8>, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
-    frame[..6].copy_from_slice(&to);
-    frame[6..12].copy_from_slice(&from);
-    // Behind a tag the EtherType is four bytes on.
-    let start = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
-    if frame[start - 2..start] == [8, 0] {
-        let length = usize::from(frame[start] & 0xf) * 4;
-        let header = &mut frame[start..start + length];
-        header[10..12].copy_from_slice(&[0, 0]);
-        let checksum = checksum(header);
-        header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    }
-    frame
-}
-
-/// RFC 1071.
-pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !((sum & 0xffff) + (sum >> 16)) as u16
-}
-
-#[cfg(test)]
-mod tests {
-    use super::checksum;
-
-    #[test]
-    fn a_header_with_its_checksum_sums_up_to_nothing() {
-        // The example of RFC 1071, section 3.
-        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
-    }
-}
