@@ -11,6 +11,7 @@ mod conformance;
 mod image;
 mod lint;
 mod process;
+mod prove;
 mod run;
 mod setup;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     Vm(vm::Args),
     /// Run upstream's own tests of NetworkPolicy against the DaemonSet in a cluster of this machine
     Conformance(conformance::Args),
+    /// Compare oracle, tables and packets, incremental and full, on very many generated clusters
+    Prove(prove::Args),
     /// Measure what a packet costs in each program
     Bench(bench::Args),
     /// Check formatting, lints, and the size of modules
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Vm(args) => vm::main(args),
         Command::Conformance(args) => conformance::main(&args),
+        Command::Prove(args) => prove::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),
     };

@@ -33,7 +33,7 @@ pub fn cluster_binary(name: &str) -> PathBuf {
 }
 
 pub mod cells;
-pub mod frames;
+pub use netpol_policy::testing::frames;
 pub mod kernel;
 pub mod nine;
 pub mod programs;
