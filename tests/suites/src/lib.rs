@@ -32,6 +32,7 @@ pub fn cluster_binary(name: &str) -> PathBuf {
     }
 }
 
+pub mod backends;
 pub mod cells;
 pub use netpol_policy::testing::frames;
 pub mod kernel;

@@ -1,6 +1,6 @@
 //! The agent on a node with pods out of manifests, as `cargo xtask run` has it: what the upstream cases do not ask.
 
-use netpol_suites::agent_binary;
+use netpol_suites::{agent_binary, cells};
 use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox};
 use serde_json::{Value, json};
 
@@ -63,7 +63,10 @@ fn differences(sandbox: &mut Sandbox, manifests: &[Value]) -> Vec<Answered> {
     sandbox.publish(Policies::InForce).expect("publish");
     let matrix = sandbox.matrix().expect("matrix");
     assert!(matrix.iter().any(|answered| answered.expected) && matrix.iter().any(|answered| !answered.expected));
-    matrix.into_iter().filter(|answered| !answered.agrees()).collect()
+    let tried = matrix.len();
+    let wrong: Vec<Answered> = matrix.into_iter().filter(|answered| !answered.agrees()).collect();
+    cells::report("sandbox", "dual", "-", tried, wrong.len()).expect("the file for rows");
+    wrong
 }
 
 #[test]

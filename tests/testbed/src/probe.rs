@@ -69,11 +69,28 @@ pub enum Outcome {
     Error(String),
 }
 
+/// What became of a probe, and the port that it came from.
+#[derive(Clone, Debug)]
+pub struct Traced {
+    /// Its source port; 0 if it could not begin.
+    pub source_port: u16,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
 /// Tries all of them, and returns their outcomes in the same order.
 ///
 /// # Errors
 /// A namespace cannot be entered, the kernel has no descriptors left, or the user has interrupted.
 pub fn run(probes: &[Probe<'_>]) -> Result<Vec<Outcome>> {
+    Ok(trace(probes)?.into_iter().map(|traced| traced.outcome).collect())
+}
+
+/// As [`run`], and tells the source port of each, by which connection tracking and proxies know it.
+///
+/// # Errors
+/// As [`run`].
+pub fn trace(probes: &[Probe<'_>]) -> Result<Vec<Traced>> {
     let in_flight = descriptors()?.saturating_sub(OTHER_DESCRIPTORS).checked_div(DESCRIPTORS).unwrap_or(1);
     let in_flight = in_flight.clamp(1, IN_FLIGHT);
     // A thread of its own: it changes namespaces.
@@ -96,6 +113,7 @@ pub(crate) fn descriptors() -> Result<usize> {
 struct Run<'a, 'b> {
     probes: &'a [Probe<'b>],
     states: Vec<State>,
+    source_ports: Vec<u16>,
     epoll: Epoll,
     /// What is due when, by probe.
     due: BTreeSet<(Instant, usize)>,
@@ -132,10 +150,11 @@ impl<'a, 'b> Run<'a, 'b> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
         let states = probes.iter().map(|_| State::Waiting).collect();
         let salt = RandomState::new().build_hasher().finish();
-        Ok(Self { probes, states, epoll, due: BTreeSet::new(), flying: 0, entered: None, salt })
+        let source_ports = vec![0; probes.len()];
+        Ok(Self { probes, states, source_ports, epoll, due: BTreeSet::new(), flying: 0, entered: None, salt })
     }
 
-    fn all(mut self, in_flight: usize) -> Result<Vec<Outcome>> {
+    fn all(mut self, in_flight: usize) -> Result<Vec<Traced>> {
         let mut next = 0;
         while next < self.probes.len() || self.flying > 0 {
             if interrupt::requested() {
@@ -154,7 +173,8 @@ impl<'a, 'b> Run<'a, 'b> {
             State::Over(outcome) => outcome,
             State::Waiting | State::Flying(_) => Outcome::Error("was never tried".to_owned()),
         };
-        Ok(self.states.into_iter().map(outcome).collect())
+        let traced = |(state, source_port)| Traced { source_port, outcome: outcome(state) };
+        Ok(self.states.into_iter().zip(self.source_ports).map(traced).collect())
     }
 
     fn start(&mut self, index: usize) -> Result<()> {
@@ -168,6 +188,9 @@ impl<'a, 'b> Run<'a, 'b> {
             Ok(mut flight) => {
                 let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
                 self.epoll.add(&flight.socket, EpollEvent::new(events, index as u64)).context("epoll_ctl")?;
+                if let Some(slot) = self.source_ports.get_mut(index) {
+                    *slot = flight.source_port().context("getsockname")?;
+                }
                 self.flying += 1;
                 flight.due = flight.next_due();
                 self.due.insert((flight.due, index));
@@ -286,6 +309,16 @@ impl<'a, 'b> Run<'a, 'b> {
 }
 
 impl Flight {
+    fn source_port(&self) -> std::io::Result<u16> {
+        match &self.talk {
+            Talk::Stream { .. } | Talk::Datagram => {
+                Ok(self.socket.local_addr()?.as_socket().map_or(0, |own| own.port()))
+            }
+            // A raw socket has none.
+            Talk::Init(addressed) => Ok(addressed.source),
+        }
+    }
+
     /// Sends what starts the talk; a stream has been started by connecting.
     fn send(&mut self, payload: &[u8]) -> std::io::Result<()> {
         let sent = match &self.talk {

@@ -9,9 +9,27 @@ mod scene;
 mod tracking;
 mod wire;
 
+use netpol_suites::cells;
 use serde_json::Value;
 
 use scene::Scene;
+
+/// Its name in rows of the conformance table.
+const SUITE: &str = "attacks";
+
+/// The family of frames in rows: what is of neither concerns both.
+fn family_of(frames: &[Vec<u8>]) -> &'static str {
+    let ether_type = |frame: &Vec<u8>| {
+        let tagged = frame[12..14] == [0x81, 0];
+        if tagged { [frame[16], frame[17]] } else { [frame[12], frame[13]] }
+    };
+    match frames.first().map(ether_type) {
+        // IPv4 and its ARP.
+        Some([8, 0 | 6]) => "ipv4",
+        Some([0x86, 0xdd]) => "ipv6",
+        _ => "dual",
+    }
+}
 
 /// One attack by frames from the attacker's link.
 struct Attack<'a> {
@@ -48,8 +66,12 @@ impl Attack<'_> {
         scene.populate();
         node(&scene);
         let (from, to) = (scene.wire("attacker"), scene.wire(target));
-        from.send(&frames(&scene)).unwrap();
-        assert!(!to.sees(marker).unwrap(), "it has come through");
+        let sent = frames(&scene);
+        from.send(&sent).unwrap();
+        let is_seen = to.sees(marker).unwrap();
+        // Which of them came through, the marker does not say.
+        cells::report(SUITE, family_of(&sent), "-", sent.len(), if is_seen { sent.len() } else { 0 }).unwrap();
+        assert!(!is_seen, "it has come through");
         scene.wait("the drop is counted", |scene| match scene.dropped(direction, reason) {
             0 => anyhow::bail!("none for {direction} {reason}: {:?}", scene.all_dropped()),
             _ => Ok(()),

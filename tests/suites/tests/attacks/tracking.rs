@@ -5,11 +5,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use netpol_suites::cells;
 use netpol_suites::frames::{ACK, SYN, addressed, ipv4, tcp, udp};
 use serde_json::json;
 
-use super::Attack;
 use super::scene::{PORT, Scene, only, policy, v4};
+use super::{Attack, SUITE};
 
 const MARKER: &[u8] = b"never asked for, never answered";
 
@@ -87,7 +88,10 @@ fn a_revoked_connection_does_not_come_back_by_what_the_kernel_sends_again() {
         let place = scene.pod("attacker").network().place();
         let mut stream = place.run(|| TcpStream::connect(to).context("connect")).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
-        assert!(exchange(&mut stream));
+        let expect = |stream: &mut TcpStream, goes_on: bool| {
+            cells::expect(SUITE, "ipv4", &exchange(stream), &goes_on, cut);
+        };
+        expect(&mut stream, true);
         let spec = if cut == "egress" {
             json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": [] })
         } else {
@@ -95,8 +99,8 @@ fn a_revoked_connection_does_not_come_back_by_what_the_kernel_sends_again() {
         };
         scene.set_policies(vec![policy("cut", &spec)]);
         // The kernel retransmits from both sides meanwhile, and either could look like the beginning of something new.
-        assert!(!exchange(&mut stream), "{cut}");
-        assert!(!exchange(&mut stream), "{cut}");
+        expect(&mut stream, false);
+        expect(&mut stream, false);
         assert!(scene.dropped(cut, "revoked") > 1, "{cut}");
         // Allowed again, the same connection goes on with what was held back.
         scene.set_policies(Vec::new());

@@ -5,12 +5,15 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use netpol_policy::model::{ObjectName, Protocol};
-use netpol_suites::agent_binary;
+use netpol_suites::{agent_binary, cells};
 use netpol_testbed::namespace::Namespace;
 use netpol_testbed::probe::{self, Outcome, Probe};
 use netpol_testbed::sandbox::cells::End;
 use netpol_testbed::sandbox::{Families, Options, Policies, Sandbox};
 use serde_json::{Value, json};
+
+/// Its name in rows of the conformance table.
+const SUITE: &str = "who is who";
 
 /// The port that all pods serve, in TCP, UDP and SCTP.
 const PORT: u16 = 80;
@@ -88,6 +91,7 @@ impl Shop {
             format!("{} to {} over {}: {outcome:?}", probe.source, probe.destination, probe.protocol.name())
         };
         let wrong: Vec<_> = probes.iter().zip(&outcomes).filter(|(_, outcome)| *outcome != expected).collect();
+        cells::report(SUITE, "dual", "-", probes.len(), wrong.len()).expect("the file for rows");
         assert!(wrong.is_empty(), "expected {expected:?}: {:#?}", wrong.iter().map(told).collect::<Vec<_>>());
     }
 
@@ -101,10 +105,12 @@ impl Shop {
             .filter(|answered| (&answered.cell.from, &answered.cell.to) == (&end(from), &end(to)))
             .collect();
         assert!(!cells.is_empty(), "there are no cells from {from} to {to}");
+        let others = cells.iter().filter(|answered| answered.observed != *expected).count();
+        let wrong: Vec<_> = matrix.iter().filter(|answered| !answered.agrees()).collect();
+        cells::report(SUITE, "dual", "-", matrix.len(), wrong.len().max(others)).expect("the file for rows");
         for answered in cells {
             assert_eq!(&answered.observed, expected, "{answered:?}");
         }
-        let wrong: Vec<_> = matrix.iter().filter(|answered| !answered.agrees()).collect();
         assert!(wrong.is_empty(), "the oracle disagrees: {wrong:#?}");
     }
 

@@ -11,6 +11,7 @@ use netpol_common::verdict::Reason;
 use netpol_policy::compile::{Capacities, Compiler, MapOp, Snapshot};
 use netpol_policy::oracle;
 use netpol_policy::testing::{NODE, Random, World};
+use netpol_suites::cells;
 use netpol_suites::frames::{self, ipv4, ipv6};
 use netpol_suites::programs::Arrival;
 
@@ -42,6 +43,12 @@ fn send(both: &mut Both, asked: &[u8], rewritten: &[u8]) -> Reason {
     }
     let arrival = Arrival { ingress_ifindex: BRIDGE, mark: judged.mark };
     both.judge_as(programs::HOST_EGRESS, rewritten, arrival).0
+}
+
+/// Tells of packets that were all judged alike: the first one that is not fails its test.
+fn told(suite: &str, packets: u64) {
+    let packets = usize::try_from(packets).expect("a number of packets");
+    cells::report(suite, "dual", "-", packets, 0).expect("the file for rows");
 }
 
 #[test]
@@ -122,8 +129,7 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
     println!(
         "{cells} cells agree three ways, {allowed} of them allowed; {through_services} again through a Service's address"
     );
-    let number = usize::try_from(cells).expect("a number of cells");
-    netpol_suites::cells::report("packets-three-ways", "dual", "-", number, 0).expect("the cells are told");
+    told("packets, three ways", cells + through_services);
     assert!(allowed > 0 && allowed < cells);
 }
 
@@ -211,6 +217,7 @@ fn the_programs_and_the_verdict_function_remember_alike() {
         packets += both.packets;
     }
     println!("{packets} packets, {passed} of them passed, no difference");
+    told("packets, in a row", packets);
     assert!(passed > 0 && passed < packets);
 }
 
@@ -292,6 +299,7 @@ fn the_programs_and_the_verdict_function_defer_and_decide_alike() {
         packets += both.packets;
     }
     println!("{packets} packets with and without stamps, {passed} of them passed, no difference");
+    told("packets, stamped", packets);
     assert!(passed > 0 && passed < packets);
 }
 

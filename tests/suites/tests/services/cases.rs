@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context, bail};
 use netpol_policy::model::Protocol;
+use netpol_suites::backends::{self, Tally};
 use netpol_testbed::probe::{Outcome, TIMEOUT};
 use serde_json::{Value, json};
 
-use super::burst;
 use super::service::{Exposed, PORT, Service, egress, slice, to_blue};
-use super::town::{BACKENDS, MANY, PORTS, STRANGER, Tally, Town};
+use super::town::{BACKENDS, MANY, PORTS, STRANGER, Town};
 
 const FAMILIES: [usize; 2] = [0, 1];
 
@@ -29,6 +29,7 @@ fn is_blue(town: &Town, backend: SocketAddr) -> bool {
 /// backend is among those that were picked.
 fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) -> Tally {
     let tally = town.tally("client", to, service.protocol, MANY).unwrap();
+    town.report(to.ip(), MANY, tally.wrong(&allowed) + tally.untracked);
     let wrong = |backends: Vec<&SocketAddr>| format!("{backends:?} at {to}: {tally:?}\n{}", town.tail());
     let leaked: Vec<_> = tally.answered.keys().filter(|backend| !allowed(**backend)).collect();
     assert!(leaked.is_empty(), "answered though denied: {}", wrong(leaked));
@@ -41,6 +42,18 @@ fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(So
         assert_eq!(reached, service.reached(town, family), "{to}");
     }
     tally
+}
+
+/// Fails unless this many connections of [`MANY`] were answered, and the others were not.
+fn expect(town: &Town, to: SocketAddr, tally: &Tally, answered: usize, what: &str) {
+    town.report(to.ip(), MANY, tally.answered().abs_diff(answered));
+    assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{what} {to}: {tally:?}");
+}
+
+/// Fails unless one exchange has this outcome.
+fn expect_one(town: &Town, to: IpAddr, observed: &Outcome, expected: &Outcome, what: &str) {
+    town.report(to, 1, usize::from(observed != expected));
+    assert_eq!(observed, expected, "{what}\n{}", town.tail());
 }
 
 /// At each ClusterIP.
@@ -134,8 +147,7 @@ pub(crate) fn a_node_port_from_outside_shows_the_policy_what_the_proxy_left(town
         for (address, source) in town.node().addresses().into_iter().zip(strangers) {
             let to = SocketAddr::new(address, exposed.node_port.unwrap());
             let tally = town.tally_from(outside, source, to, Protocol::Tcp, MANY).unwrap();
-            let (answered, silent) = if allowed { (MANY, 0) } else { (0, MANY) };
-            assert_eq!((tally.answered(), tally.silent()), (answered, silent), "{policy} {blocks:?} {to}: {tally:?}");
+            expect(town, to, &tally, if allowed { MANY } else { 0 }, &format!("{policy} {blocks:?}"));
         }
         town.clear();
     }
@@ -191,7 +203,7 @@ pub(crate) fn a_service_without_selector_is_judged_by_the_addresses_of_its_slice
         for address in &exposed.addresses {
             let to = SocketAddr::new(*address, PORT);
             let tally = town.tally("client", to, Protocol::Tcp, MANY).unwrap();
-            assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{to}: {tally:?}");
+            expect(town, to, &tally, answered, "by its slices");
         }
     }
 }
@@ -222,8 +234,9 @@ pub(crate) fn a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole(town: &m
     for (rules, answered) in [(to_node(PORTS[0]), MANY), (to_node(PORTS[1]), 0), (json!([]), 0)] {
         town.apply(&egress(&rules));
         for address in &exposed.addresses {
-            let tally = town.tally("client", SocketAddr::new(*address, PORT), Protocol::Tcp, MANY).unwrap();
-            assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{rules}: {tally:?}");
+            let to = SocketAddr::new(*address, PORT);
+            let tally = town.tally("client", to, Protocol::Tcp, MANY).unwrap();
+            expect(town, to, &tally, answered, &rules.to_string());
         }
     }
     // One that is allowed and one that is not: what is delivered here passes no device, so both are denied. A backend
@@ -236,6 +249,7 @@ pub(crate) fn a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole(town: &m
     for (family, address) in exposed.addresses.iter().enumerate() {
         let tally = town.tally("client", SocketAddr::new(*address, PORT), Protocol::Tcp, MANY).unwrap();
         let remote = SocketAddr::new(town.address("web-3", family), PORTS[0]);
+        town.report(*address, MANY, tally.wrong(|backend| backend == remote));
         assert_eq!(tally.answered.keys().collect::<Vec<_>>(), [&remote], "{tally:?}");
         assert!(!tally.silent.contains_key(&remote), "{tally:?}");
         assert!(tally.silent() > 0, "{tally:?}");
@@ -254,7 +268,7 @@ pub(crate) fn an_address_that_loses_its_last_backend_leads_nowhere_and_comes_bac
         town.wait("nobody answers", |town| {
             let source = town.address("client", usize::from(to.is_ipv6()));
             // Refused by the proxy, or silent: what it says to that is not ours.
-            let shots = burst::burst(town.network("client"), source, to, Protocol::Tcp, 20)?;
+            let shots = backends::burst(town.network("client"), source, to, Protocol::Tcp, 20)?;
             if shots.iter().all(|shot| shot.outcome != Outcome::Allow) { Ok(()) } else { bail!("{shots:?}") }
         });
     }
@@ -283,26 +297,30 @@ pub(crate) fn a_pod_that_reaches_itself_through_a_service_is_judged_as_itself(to
         for family in FAMILIES {
             let own = town.address("client", family);
             let to = SocketAddr::new(own, PORTS[0]);
-            let shots = burst::burst(town.network("client"), own, to, Protocol::Tcp, 20).unwrap();
-            assert!(shots.iter().all(|shot| shot.outcome == Outcome::Allow), "{shots:?}");
+            for shot in backends::burst(town.network("client"), own, to, Protocol::Tcp, 20).unwrap() {
+                expect_one(town, own, &shot.outcome, &Outcome::Allow, "directly");
+            }
         }
     }
 }
 
 /// A connection that outlives a probe.
-struct Connection(TcpStream);
+struct Connection {
+    stream: TcpStream,
+    to: IpAddr,
+}
 
 impl Connection {
     fn open(town: &Town, to: SocketAddr) -> Self {
         let stream = town.network("client").place().run(|| TcpStream::connect(to).context("connect")).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        Self(stream)
+        Self { stream, to: to.ip() }
     }
 
     fn exchange(&mut self) -> Outcome {
         let sent = b"still there?";
         let mut answer = [0; 12];
-        match self.0.write_all(sent).and_then(|()| self.0.read_exact(&mut answer)) {
+        match self.stream.write_all(sent).and_then(|()| self.stream.read_exact(&mut answer)) {
             Ok(()) if &answer == sent => Outcome::Allow,
             Ok(()) => Outcome::Error("something else came back".to_owned()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Outcome::Deny,
@@ -320,7 +338,8 @@ pub(crate) fn a_connection_lives_as_long_as_its_backend_is_allowed_whatever_beco
             exposed.addresses.iter().map(|address| Connection::open(town, SocketAddr::new(*address, PORT))).collect();
         let all = |connections: &mut Vec<Connection>, expected: &Outcome, when: &str| {
             for connection in connections {
-                assert_eq!(&connection.exchange(), expected, "{pod}, {when}\n{}", town.tail());
+                let observed = connection.exchange();
+                expect_one(town, connection.to, &observed, expected, &format!("{pod}, {when}"));
             }
         };
         all(&mut connections, &Outcome::Allow, "at first");

@@ -4,7 +4,6 @@
 //! Each case opens at least 200 connections at once in each family, asks the node's connection tracking for the backend
 //! of every single one, and holds its outcome against what the policy says of that backend.
 
-mod burst;
 mod cases;
 mod proxy;
 mod service;

@@ -21,6 +21,16 @@ pub(crate) enum Mode {
     Iptables,
 }
 
+impl Mode {
+    /// As kube-proxy's configuration has it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
 /// A running kube-proxy; dropping it ends the process and leaves its rules, as a crash does.
 pub(crate) struct KubeProxy {
     process: Process,
@@ -42,7 +52,7 @@ impl KubeProxy {
         let folder = tempfile::tempdir().context("a folder for kube-proxy")?;
         let config = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-            "mode": match mode { Mode::Nftables => "nftables", Mode::Iptables => "iptables" },
+            "mode": mode.name(),
             "clientConnection": { "kubeconfig": identity.kubeconfig() },
             "clusterCIDR": CLUSTER_CIDR,
             // The size of the connection table is the machine's.

@@ -13,17 +13,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netpol_policy::model::Protocol;
-use netpol_suites::agent_binary;
+use netpol_suites::backends::{self, Rewriter, Tally};
+use netpol_suites::{agent_binary, cells};
 use netpol_testbed::agent::Agent;
 use netpol_testbed::control_plane::{Client, ControlPlane, Options, Relay, actors};
 use netpol_testbed::namespace::Namespace;
 use netpol_testbed::node::{Node, NodeOptions};
 use netpol_testbed::pod::{Pod, PodSpec};
-use netpol_testbed::probe::Outcome;
 use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
 
-use super::burst::{self, Shot};
 use super::proxy::{KubeProxy, Mode};
 
 /// The namespace of all pods here.
@@ -45,6 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) struct Town {
     // Dropped in this order: what talks before what it talks to, pods and node last.
     agent: Option<Agent>,
+    mode: Mode,
     proxy: KubeProxy,
     relay: Relay,
     control_plane: ControlPlane,
@@ -55,27 +55,6 @@ pub(crate) struct Town {
     pods: BTreeMap<String, (Pod, Served)>,
     addresses: BTreeMap<String, Vec<IpAddr>>,
     node: Node,
-}
-
-/// What became of a burst of connections.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tally {
-    /// Those that were answered, by backend.
-    pub(crate) answered: BTreeMap<SocketAddr, usize>,
-    /// Those that were not, by backend.
-    pub(crate) silent: BTreeMap<SocketAddr, usize>,
-    /// Those that were not, and that the node does not track: dropped on their way into the node itself.
-    pub(crate) untracked: usize,
-}
-
-impl Tally {
-    pub(crate) fn answered(&self) -> usize {
-        self.answered.values().sum()
-    }
-
-    pub(crate) fn silent(&self) -> usize {
-        self.silent.values().sum::<usize>() + self.untracked
-    }
 }
 
 /// `web-1` and `web-2` are on the node, `web-3` and `web-4` on the other one; odd ones are blue, even ones green. `client`
@@ -101,6 +80,7 @@ impl Town {
         let servers = Servers::start().unwrap();
         let mut town = Self {
             agent: None,
+            mode,
             proxy,
             relay,
             control_plane,
@@ -240,7 +220,7 @@ impl Town {
     pub(crate) fn clear(&self) {
         let kinds = "networkpolicies,services,endpointslices";
         self.admin().kubectl(&["delete", kinds, "--all", "--namespace", NAMESPACE]).unwrap();
-        burst::forget(&self.node.place()).unwrap();
+        backends::forget(&self.node.place()).unwrap();
     }
 
     /// Tries connections from a pod to an address, and says which backend became of each.
@@ -258,19 +238,12 @@ impl Town {
         protocol: Protocol,
         count: usize,
     ) -> Result<Tally> {
-        let shots = burst::burst(from, source, to, protocol, count)?;
-        let picked = burst::picked(&self.node.place(), source, to, protocol)?;
-        let mut tally = Tally::default();
-        for Shot { source_port, outcome } in shots {
-            match (outcome, picked.get(&source_port)) {
-                (Outcome::Allow, Some(backend)) => *tally.answered.entry(*backend).or_default() += 1,
-                (Outcome::Deny, Some(backend)) => *tally.silent.entry(*backend).or_default() += 1,
-                (Outcome::Deny, None) => tally.untracked += 1,
-                (Outcome::Allow, None) => bail!("answered, and not tracked: port {source_port}"),
-                (Outcome::Error(error), backend) => bail!("{to} ({backend:?}): {error}"),
-            }
-        }
-        Ok(tally)
+        backends::tally((&self.node.place(), Rewriter::Nat), from, source, to, protocol, count)
+    }
+
+    /// Tells of connections to an address, and how many of them were not judged as they should be.
+    pub(crate) fn report(&self, to: IpAddr, tried: usize, wrong: usize) {
+        cells::report("services", cells::family_of(&to), self.mode.name(), tried, wrong).unwrap();
     }
 
     /// Waits until connections of a pod that nothing isolates reach all of a Service's backends, and no others.
