@@ -109,6 +109,18 @@ fn every_case_over_dual_stack() {
 }
 
 #[test]
+#[ignore = "as long as all else here: `cargo xtask conformance --all` runs it"]
+fn every_case_through_services_over_ipv4() {
+    every_case(Families::Ipv4, Through::Service);
+}
+
+#[test]
+#[ignore = "as long as all else here: `cargo xtask conformance --all` runs it"]
+fn every_case_through_services_over_ipv6() {
+    every_case(Families::Ipv6, Through::Service);
+}
+
+#[test]
 fn every_case_through_services_over_dual_stack() {
     every_case(Families::Dual, Through::Service);
 }
