@@ -10,6 +10,7 @@ pub mod test_run;
 
 use std::fmt;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -79,11 +80,22 @@ pub enum Feature {
     VerifiedInstructions,
     /// Sockets for SCTP.
     SctpSockets,
+    /// Connection tracking, and so rewriting, of SCTP.
+    SctpTracking,
+    /// IPVS, which kube-proxy's mode of that name uses.
+    Ipvs,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tcx, Self::TestRunIngress, Self::VerifiedInstructions, Self::SctpSockets];
+    pub const ALL: [Self; 6] = [
+        Self::Tcx,
+        Self::TestRunIngress,
+        Self::VerifiedInstructions,
+        Self::SctpSockets,
+        Self::SctpTracking,
+        Self::Ipvs,
+    ];
 
     /// Since when it is there.
     #[must_use]
@@ -96,6 +108,8 @@ impl Feature {
             // "bpf: Add verified_insns to bpf_prog_info and fdinfo"
             Self::VerifiedInstructions => Since::Version(Version(5, 16), "aba64c7da983"),
             Self::SctpSockets => Since::Option("CONFIG_IP_SCTP"),
+            Self::SctpTracking => Since::Option("CONFIG_NF_CT_PROTO_SCTP"),
+            Self::Ipvs => Since::Option("CONFIG_IP_VS"),
         }
     }
 
@@ -107,6 +121,14 @@ impl Feature {
             Self::TestRunIngress => test_run::takes_ingress(&nothing()?)?,
             Self::VerifiedInstructions => raw::verified_instructions(&nothing()?)? > 0,
             Self::SctpSockets => kernel_has_sctp(),
+            Self::SctpTracking => {
+                load("nf_conntrack");
+                Path::new("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_closed").exists()
+            }
+            Self::Ipvs => {
+                load("ip_vs");
+                Path::new("/proc/net/ip_vs").exists()
+            }
         })
     }
 
@@ -146,6 +168,11 @@ pub fn require(feature: Feature) -> bool {
         let _ = writeln!(std::io::stderr(), "\nskip: {test}: {feature:?} is {}", feature.since());
     }
     there
+}
+
+/// Loads a module, unless it is built in or there is none: what follows from it says which.
+fn load(module: &str) {
+    let _status = Command::new("modprobe").args(["--quiet", module]).status();
 }
 
 /// The running kernel's configuration, from wherever it is kept.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use anyhow::{Context, bail};
 use netpol_policy::model::Protocol;
 use netpol_suites::backends::{self, Tally};
+use netpol_suites::kernel::{self, Feature};
 use netpol_testbed::probe::{Outcome, TIMEOUT};
 use serde_json::{Value, json};
 
@@ -82,6 +83,13 @@ pub(crate) fn a_cluster_ip_is_judged_by_the_backend_that_the_proxy_picks(town: &
 
 pub(crate) fn datagrams_to_a_cluster_ip_are_judged_like_connections(town: &mut Town) {
     cluster_ip(town, Protocol::Udp);
+}
+
+/// Where the kernel has no sockets for it, INIT and INIT ACK by hand: what is tracked, rewritten and judged is the same.
+pub(crate) fn associations_to_a_cluster_ip_are_judged_like_connections(town: &mut Town) {
+    if kernel::require(Feature::SctpTracking) {
+        cluster_ip(town, Protocol::Sctp);
+    }
 }
 
 pub(crate) fn a_target_port_by_name_is_judged_by_the_number_that_each_backend_gives_it(town: &mut Town) {

@@ -70,6 +70,7 @@ in_both_modes! {
     a_cluster_ip_is_judged_by_the_backend_that_the_proxy_picks,
     a_target_port_by_name_is_judged_by_the_number_that_each_backend_gives_it,
     datagrams_to_a_cluster_ip_are_judged_like_connections,
+    associations_to_a_cluster_ip_are_judged_like_connections,
     a_node_port_from_a_pod_is_judged_by_its_backend,
     a_node_port_from_outside_shows_the_policy_what_the_proxy_left,
     external_and_load_balancer_addresses_are_judged_by_their_backends,

@@ -72,6 +72,10 @@ impl Town {
         actors::register_node(admin, node.name(), &node.addresses()).unwrap();
         actors::register_node(admin, "node-2", &["198.18.9.2".parse().unwrap()]).unwrap();
         actors::create_namespace(admin, NAMESPACE, &[]).unwrap();
+        // Bare INITs are forgotten after 3 s (net/netfilter/nf_conntrack_proto_sctp.c), before a busy machine has asked
+        // for their backends. Without connection tracking of SCTP there is no such switch.
+        let _unless_absent =
+            node.network().set_sysctls(&[("net/netfilter/nf_conntrack_sctp_timeout_cookie_wait", "120")]);
         let proxy = control_plane.user("system:kube-proxy", None).unwrap();
         let proxy = KubeProxy::start(&node, &proxy, mode).unwrap();
         let relay = control_plane.relay().unwrap();
@@ -288,11 +292,11 @@ impl Town {
     }
 }
 
-/// TCP and UDP on all ports of some addresses.
+/// All protocols on all ports of some addresses.
 fn places(addresses: &[IpAddr]) -> BTreeSet<Listen> {
     let mut places = BTreeSet::new();
     for address in addresses {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             places.extend(PORTS.map(|port| Listen { address: *address, protocol, port }));
         }
     }
