@@ -1,10 +1,12 @@
 //! Stamps that are lost, copied or forged, and devices that nobody has hooked yet (decision D6).
 
-use std::net::SocketAddr;
+use std::io::Error;
+use std::net::{IpAddr, SocketAddr};
 
 use netpol_policy::model::Protocol;
 use netpol_suites::cells;
 use netpol_suites::frames::{addressed, ipv4, udp};
+use netpol_testbed::node::BRIDGE;
 use netpol_testbed::probe::{self, Outcome, Probe};
 use serde_json::{Value, json};
 
@@ -13,15 +15,19 @@ use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4};
 
 const MARKER: &[u8] = b"where is my mark";
 
+/// What becomes of a pod's connection.
+fn connect(scene: &Scene, from: &str, to: SocketAddr, protocol: Protocol) -> Outcome {
+    let pod = scene.pod(from);
+    let source = pod.spec().addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).unwrap();
+    let probe = Probe { from: pod.network(), source: *source, destination: to.ip(), protocol, port: to.port() };
+    probe::run(&[probe]).unwrap().remove(0)
+}
+
 /// Fails unless a pod's connection has this outcome.
 #[track_caller]
 fn expect(scene: &Scene, from: &str, to: SocketAddr, expected: &Outcome) {
-    let pod = scene.pod(from);
-    let source = pod.spec().addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4()).unwrap();
-    let (destination, port) = (to.ip(), to.port());
-    let probe = Probe { from: pod.network(), source: *source, destination, protocol: Protocol::Tcp, port };
-    let observed = probe::run(&[probe]).unwrap().remove(0);
-    cells::expect(SUITE, cells::family_of(&destination), &observed, expected, (from, to));
+    let observed = connect(scene, from, to, Protocol::Tcp);
+    cells::expect(SUITE, cells::family_of(&to.ip()), &observed, expected, (from, to));
 }
 
 fn to(address: [u8; 4]) -> SocketAddr {
@@ -77,6 +83,53 @@ fn a_stamp_that_the_kernel_copies_to_other_packets_is_not_believed() {
     }
     expect(&scene, "attacker", to(v4(12)), &Outcome::Deny);
     expect(&scene, "bystander", to(v4(11)), &Outcome::Deny);
+}
+
+/// What the node says with a pod's stamp on it, by the kernel's own copying, and how many such packets there were.
+fn answers_with_a_stamp(switches: &str, answer: impl Fn(&Scene, SocketAddr)) {
+    let mut scene = Scene::new();
+    scene.populate();
+    let gateways = scene.node.gateways();
+    let block = |address: &IpAddr| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 }) } });
+    let node = json!([{ "to": gateways.iter().map(block).collect::<Vec<_>>() }]);
+    let spec = json!({ "podSelector": only("attacker"), "policyTypes": ["Ingress", "Egress"], "egress": node });
+    scene.start_agent(vec![policy("node", &spec)]);
+    for address in gateways {
+        // Counted by the bits that stamps are in.
+        scene.on_node(&format!(
+            "sysctl -qw {switches}
+             nft add table inet watch
+             nft delete table inet watch
+             nft add table inet watch
+             nft 'add chain inet watch out {{ type filter hook output priority 0; }}'
+             nft add rule inet watch out oifname {BRIDGE} meta mark and 0xffff0000 != 0 counter"
+        ));
+        answer(&scene, SocketAddr::new(address, PORT));
+        let counted = scene.read_on_node("nft list chain inet watch out");
+        assert!(!counted.contains("packets 0 "), "{address}: no answer bore a stamp: {counted}");
+    }
+}
+
+#[test]
+fn a_stamp_that_the_kernel_reflects_on_the_nodes_answers_is_not_believed() {
+    let switches = "net.ipv4.fwmark_reflect=1 net.ipv6.fwmark_reflect=1";
+    answers_with_a_stamp(switches, |scene, node| {
+        // A reset and an ICMP error: taken for the pod's own, they would be its egress to an address that it may not
+        // reach, and lost.
+        let closed = SocketAddr::new(node.ip(), PORT + 1);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let observed = connect(scene, "attacker", closed, protocol);
+            let refused = Outcome::Error(Error::from_raw_os_error(libc::ECONNREFUSED).to_string());
+            cells::expect(SUITE, cells::family_of(&node.ip()), &observed, &refused, (protocol, closed));
+        }
+    });
+}
+
+#[test]
+fn a_stamp_that_an_accepted_socket_inherits_is_not_believed() {
+    answers_with_a_stamp("net.ipv4.tcp_fwmark_accept=1", |scene, node| {
+        expect(scene, "attacker", node, &Outcome::Allow);
+    });
 }
 
 #[test]

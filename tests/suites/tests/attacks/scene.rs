@@ -201,11 +201,17 @@ impl Scene {
 
     /// Runs a line of shell on the node.
     pub(crate) fn on_node(&self, line: &str) {
+        let _out = self.read_on_node(line);
+    }
+
+    /// The same; returns what it prints.
+    pub(crate) fn read_on_node(&self, line: &str) -> String {
         let mut command = Command::new("sh");
         command.args(["-ec", line]);
         self.node.place().prepare(&mut command).unwrap();
         let output = command.output().unwrap();
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 
