@@ -267,6 +267,17 @@ impl Site {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
     }
 
+    /// Whether there is such a series.
+    pub(crate) fn has_metric(&self, series: &str) -> bool {
+        let (_, body) = self.request("/metrics").unwrap();
+        body.lines().any(|line| line.starts_with(series))
+    }
+
+    /// Everything that the running agent has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap()
+    }
+
     /// Tries until it works, and fails with the last reason.
     pub(crate) fn wait(&mut self, what: &str, mut attempt: impl FnMut(&Self) -> Result<()>) {
         let begin = Instant::now();

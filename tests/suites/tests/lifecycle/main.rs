@@ -1,6 +1,7 @@
 //! The life of an agent and of its pods, under traffic: start, restart, crash, adoption of what already runs, pods that
 //! come, go and are replaced, other programs on the same veth, removal. Real veths, real programs, the real binary.
 
+mod bridge_netfilter;
 mod foreign;
 mod guard;
 mod harness;
