@@ -4,6 +4,7 @@
 //! (`conntrack` speaks another netlink family).
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
@@ -27,6 +28,10 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const BUFFER: usize = 64 * 1024;
 /// Notifications of a burst of pods must not overflow the socket; an overflow is answered by listing again.
 const NOTIFICATION_BUFFER: usize = 4 * 1024 * 1024;
+
+/// The device on which kube-proxy keeps the addresses of all Services in its mode `ipvs`, so that IPVS gets to see what is
+/// sent to them (`defaultDummyDevice` of pkg/proxy/ipvs).
+const SERVICES: &CStr = c"kube-ipvs0";
 
 /// A netlink exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -240,8 +245,14 @@ impl Netlink {
     }
 
     /// All addresses of this node, loopback included: each is "the pod's own node" as a source (decision D7).
+    ///
+    /// Those of [`SERVICES`] are none: what is sent there is not delivered there, and would be judged by an address that
+    /// it never reaches. kube-proxy masquerades what the node itself sends from them.
     pub fn node_addresses(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-        self.addresses(None).map(|all| all.into_iter().map(|(_, address)| address).collect())
+        // SAFETY: a NUL-terminated name. Without such a device it is 0, which no address is on.
+        let services = unsafe { libc::if_nametoindex(SERVICES.as_ptr()) };
+        let all = self.addresses(None)?;
+        Ok(all.into_iter().filter(|(index, _)| *index != services).map(|(_, address)| address).collect())
     }
 
     /// The routing rules that look at the packet mark.

@@ -134,8 +134,6 @@ fn a_stamp_that_an_accepted_socket_inherits_is_not_believed() {
 
 #[test]
 fn an_address_that_is_rewritten_behind_the_pods_back_is_judged_by_where_it_leads() {
-    let mut scene = Scene::new();
-    scene.populate();
     // A rule of nobody's, to an address that nobody has declared: allowed by its own address, it leads to the victim.
     let rewrite = |target: [u8; 4]| {
         let [a, b, c, d] = target;
@@ -145,9 +143,25 @@ fn an_address_that_is_rewritten_behind_the_pods_back_is_judged_by_where_it_leads
              nft add rule ip sly pre ip daddr 203.0.113.10 tcp dport 80 dnat to {a}.{b}.{c}.{d}:{PORT}"
         )
     };
-    scene.start_agent(outside_only());
     let front = SocketAddr::new(OUTSIDE.into(), 80);
-    for (target, expected) in [(OUTSIDE, Outcome::Allow), (v4(11), Outcome::Deny), (v4(1), Outcome::Deny)] {
+    let elsewhere = [(v4(11), Outcome::Deny), (v4(1), Outcome::Deny)];
+    let mut scene = Scene::new();
+    scene.populate();
+    scene.start_agent(outside_only());
+    for (target, expected) in [(OUTSIDE, Outcome::Allow)].into_iter().chain(elsewhere.clone()) {
+        scene.on_node(&rewrite(target));
+        expect(&scene, "bystander", front, &Outcome::Allow);
+        expect(&scene, "attacker", front, &expected);
+    }
+    // As kube-proxy's mode `ipvs` has all Services: an address on the node, which is not where it leads.
+    let mut scene = Scene::new();
+    scene.populate();
+    scene.on_node(
+        "ip link add kube-ipvs0 type bridge
+         ip addr add 203.0.113.10/32 dev kube-ipvs0",
+    );
+    scene.start_agent(outside_only());
+    for (target, expected) in elsewhere {
         scene.on_node(&rewrite(target));
         expect(&scene, "bystander", front, &Outcome::Allow);
         expect(&scene, "attacker", front, &expected);
