@@ -57,7 +57,7 @@ pub(super) enum End {
     Itself,
     /// It was ended for this reason.
     Ended(String),
-    /// Its first process never came up within the trial.
+    /// It was tried, and its first process never came up, in time or at all.
     Stillborn,
 }
 
@@ -115,7 +115,8 @@ fn once(machine: &Machine<'_>, accelerator: Accelerator, trial: Option<Duration>
             }
         }
         if !running {
-            break End::Itself;
+            // Where KVM refuses what this processor has, the emulator itself gives up.
+            break if trial.is_some() && !report.is_up() { End::Stillborn } else { End::Itself };
         }
         if trial.is_some_and(|trial| !report.is_up() && begin.elapsed() > trial) {
             break End::Stillborn;
