@@ -6,11 +6,13 @@ use anyhow::Result;
 use super::packages;
 
 /// Programs, and the package that brings each.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     // Indices of modules; and modprobe, which runs inside.
     ("depmod", "kmod"),
     ("modprobe", "kmod"),
+    // Runs inside: Services of IPVS.
+    ("ipvsadm", "ipvsadm"),
     // What is in a package of Debian, and in lists of packages.
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),

@@ -14,7 +14,7 @@ use super::suites::Built;
 use crate::process;
 
 /// Programs of this machine that suites run, and `modprobe`, by which the kernel itself asks for modules.
-const PROGRAMS: [&str; 4] = ["ip", "tc", "nft", "modprobe"];
+const PROGRAMS: [&str; 5] = ["ip", "tc", "nft", "ipvsadm", "modprobe"];
 /// Programs that some suites run, if they are here.
 const WELCOME: [&str; 5] = ["sh", "cat", "ls", "sleep", "nsenter"];
 

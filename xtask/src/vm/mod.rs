@@ -25,7 +25,7 @@ use guest::Plan;
 use machine::{Accelerator, Machine};
 
 /// Suites that run on every kernel.
-const SUITES: [&str; 3] = ["packets", "kernels", "sandbox"];
+const SUITES: [&str; 4] = ["packets", "kernels", "sandbox", "ipvs"];
 
 /// How many cases a property is tried on: this variable, else fewer than on a real processor, which is ten times as fast.
 const CASES: (&str, &str) = ("NETPOL_PROPERTY_CASES", "4");

@@ -253,7 +253,11 @@ impl Sandbox {
         probe::run(&cells.iter().map(probe).collect::<Result<Vec<_>>>()?)
     }
 
-    fn namespace(&self, end: &End) -> Result<&Namespace> {
+    /// The network that an end of connections is in.
+    ///
+    /// # Errors
+    /// No such pod runs.
+    pub fn namespace(&self, end: &End) -> Result<&Namespace> {
         match end {
             End::Host(_) => Ok(self.node.outside().network()),
             End::Pod(name) => match self.pods.get(name) {
