@@ -8,6 +8,7 @@
 mod bench;
 mod cluster;
 mod conformance;
+mod fuzz;
 mod image;
 mod lint;
 mod process;
@@ -41,6 +42,8 @@ enum Command {
     Conformance(conformance::Args),
     /// Compare oracle, tables and packets, incremental and full, on very many generated clusters
     Prove(prove::Args),
+    /// Fuzz the parser of packets and the reading of policies
+    Fuzz(fuzz::Args),
     /// Measure what a packet costs in each program
     Bench(bench::Args),
     /// Check formatting, lints, and the size of modules
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::main(args),
         Command::Conformance(args) => conformance::main(&args),
         Command::Prove(args) => prove::main(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Lint(args) => lint::main(&args),
     };

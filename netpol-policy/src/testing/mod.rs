@@ -7,6 +7,7 @@
 mod cells;
 pub mod features;
 pub mod frames;
+pub mod fuzz;
 mod meaning;
 mod prove;
 mod proxied;

@@ -10,6 +10,7 @@ mod cluster;
 mod conformance_suite;
 mod control_plane;
 pub(crate) mod debian;
+mod fuzzing;
 mod packages;
 mod progress;
 mod rust_src;
@@ -52,6 +53,8 @@ pub(crate) enum Need {
     Vm,
     /// Upstream's tests of NetworkPolicy, which run against a cluster
     ConformanceSuite,
+    /// A C++ compiler, which libFuzzer is built with
+    Fuzzing,
 }
 
 impl Need {
@@ -68,6 +71,7 @@ impl Need {
             Self::Cluster => cluster::missing(),
             Self::Vm => Ok(vm::missing()),
             Self::ConformanceSuite => conformance_suite::missing(),
+            Self::Fuzzing => Ok(fuzzing::missing()),
         }
     }
 
@@ -80,6 +84,7 @@ impl Need {
             Self::Cluster => cluster::install(),
             Self::Vm => vm::install(),
             Self::ConformanceSuite => conformance_suite::install(),
+            Self::Fuzzing => fuzzing::install(),
         }
     }
 }
