@@ -104,6 +104,28 @@ impl MemoryTables {
         self.written().counters.get(&index).copied().unwrap_or_default()
     }
 
+    /// All counters that programs have written, by index.
+    #[must_use]
+    pub fn counters(&self) -> BTreeMap<u32, Counter> {
+        self.written().counters.clone()
+    }
+
+    /// All deferred flows that were decided.
+    #[must_use]
+    pub fn all_decided(&self) -> BTreeMap<DecidedKey, DecidedRow> {
+        self.written().decided.clone()
+    }
+
+    /// Forgets all flows, and what was decided of deferred ones; fragments, tokens and counters stay.
+    pub fn forget_flows(&mut self) {
+        let Written { embryonic, confirmed, tombstones, decided, fragments: _, buckets: _, counters: _ } =
+            &mut *self.written();
+        for flows in [embryonic, confirmed, tombstones] {
+            flows.clear();
+        }
+        decided.clear();
+    }
+
     /// All flows of a table.
     #[must_use]
     pub fn flows(&self, table: FlowTable) -> BTreeMap<FlowKey, FlowRow> {

@@ -11,18 +11,16 @@ use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _};
-use aya::{Ebpf, EbpfLoader, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, TestRunOptions, VerifierLogLevel};
 use ipnet::IpNet;
 use netpol_agent::dataplane::object::OBJECT;
 use netpol_common::abi::{
     AddressKey, ClassRow, Counter, DecidedKey, DecidedRow, Direction, EndpointOptions, EndpointWord, FlowKey, FlowRow,
-    InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index,
-    mapped, names, programs,
+    InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, mapped, names, programs,
 };
-use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 
-use crate::kernel::{self, Feature, test_run};
+use crate::kernel::{self, Feature, elements, test_run, verifier};
 
 /// Index of the loopback device, which is what a test run's packets belong to.
 pub const IFINDEX: u32 = 1;
@@ -76,16 +74,12 @@ pub struct Run {
     pub time: Duration,
 }
 
-/// What became of one packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judged {
-    /// Whether it goes on.
-    pub passed: bool,
-    /// The mark that it goes on with.
-    pub mark: u32,
-    /// Whom it was counted for, and as what.
-    pub counted: Vec<(u32, Direction, Reason)>,
-}
+/// The programs of the object, in the order in which they are loaded.
+const ALL: [&str; 4] = [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS, programs::HOST_EGRESS];
+
+/// Maps that [`Programs::reset`] leaves as they are: counters only grow, and whoever looks at them looks at what is added;
+/// nobody reads the ring buffer here; and what is left in the room for the packet under way must not matter.
+const KEPT: [&str; 3] = [names::COUNTERS, names::EVENTS, "SCRATCH"];
 
 /// The program of a direction.
 #[must_use]
@@ -99,20 +93,9 @@ pub const fn program(direction: Direction) -> &'static str {
 impl Programs {
     /// Loads all programs over maps of their own; `rows` is the size of each policy map.
     pub fn load(rows: u32) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
-        for name in [names::CLASS4, names::CLASS6, names::CIDR4, names::CIDR6, names::RULES, names::PORTS] {
-            let _ = loader.map_max_entries(name, rows);
-        }
-        let changed;
-        let (object, ingress_field) = if kernel::has(Feature::TestRunIngress) {
-            (OBJECT, test_run::INGRESS_IFINDEX)
-        } else {
-            changed = test_run::ingress_in_priority(OBJECT)?;
-            (&changed[..], test_run::PRIORITY)
-        };
-        let mut ebpf = loader.load(object).context("loading the object")?;
+        let (mut ebpf, ingress_field) = object(rows, VerifierLogLevel::default())?;
         let mut loaded = Vec::new();
-        for name in [EMPTY, programs::POD_EGRESS, programs::POD_INGRESS, programs::HOST_EGRESS] {
+        for name in ALL {
             let program = classifier(&mut ebpf, name)?;
             let start = Instant::now();
             program.load().with_context(|| format!("loading program {name}"))?;
@@ -161,43 +144,25 @@ impl Programs {
         Ok(Run { action: result.return_value as i32, mark, time: result.duration })
     }
 
-    /// Judges a frame; `counted_for` says whose counters are looked at.
-    pub fn judge(
-        &mut self,
-        name: &str,
-        frame: &[u8],
-        arrival: Arrival,
-        counted_for: &[(u32, Direction)],
-    ) -> Result<Judged> {
-        let before = counted_for.iter().map(|of| self.counters(of.0, of.1)).collect::<Result<Vec<_>>>()?;
-        let Run { action, mark, time: _ } = self.run(name, frame, arrival, 1)?;
-        anyhow::ensure!(matches!(action, NEXT | SHOT), "said {action}");
-        let mut counted = Vec::new();
-        for ((endpoint, direction), before) in counted_for.iter().zip(before) {
-            let after = self.counters(*endpoint, *direction)?;
-            for ((reason, old), new) in Reason::ALL.into_iter().zip(before).zip(after) {
-                if old != new {
-                    let packets = new.packets - old.packets;
-                    anyhow::ensure!(packets == 1, "counted {packets} packets");
-                    anyhow::ensure!(new.bytes == old.bytes + frame.len() as u64, "counted other bytes");
-                    counted.push((*endpoint, *direction, reason));
-                }
+    /// Leaves no row of any map, and no flow, so that what follows finds what it would find after [`Programs::load`], for
+    /// which the verifier takes its time. Counters go on.
+    pub fn reset(&mut self) -> Result<()> {
+        for (name, map) in self.ebpf.maps() {
+            // With a dot begin the compiler's own, which programs do not write.
+            if !KEPT.contains(&name) && !name.starts_with('.') {
+                elements::reset(map).with_context(|| name.to_owned())?;
             }
         }
-        Ok(Judged { passed: action == NEXT, mark, counted })
+        Ok(())
     }
 
-    fn counters(&self, endpoint: u32, direction: Direction) -> Result<Vec<Counter>> {
+    /// A counter's value on all CPUs, by its index.
+    pub fn counter(&self, index: u32) -> Result<Counter> {
         let map = self.ebpf.map(names::COUNTERS).context("no counters")?;
-        let counters = PerCpuArray::<_, Counter>::try_from(map)?;
-        let sum =
-            |sum: Counter, add: &Counter| Counter { packets: sum.packets + add.packets, bytes: sum.bytes + add.bytes };
-        (0..REASONS)
-            .map(|reason| {
-                let values = counters.get(&counter_index(endpoint, direction, reason), 0)?;
-                Ok(values.iter().fold(Counter::default(), sum))
-            })
-            .collect()
+        let values = PerCpuArray::<_, Counter>::try_from(map)?.get(&index, 0)?;
+        let add =
+            |sum: Counter, of: &Counter| Counter { packets: sum.packets + of.packets, bytes: sum.bytes + of.bytes };
+        Ok(values.iter().fold(Counter::default(), add))
     }
 
     /// Puts an endpoint behind the interface of the test runs.
@@ -245,14 +210,24 @@ impl Programs {
         Ok(rows)
     }
 
+    /// Forgets a flow of a table; it need not be there.
+    pub fn forget_flow(&mut self, table: &'static str, key: FlowKey) -> Result<()> {
+        self.remove::<FlowKey, FlowRow>(table, key)
+    }
+
+    /// Forgets what was decided of a deferred flow; it need not be there.
+    pub fn forget_decided(&mut self, key: DecidedKey) -> Result<()> {
+        self.remove::<DecidedKey, DecidedRow>(names::DECIDED, key)
+    }
+
     /// Forgets all flows and tokens.
     pub fn forget_flows(&mut self) -> Result<()> {
         for (key, _) in self.decided()? {
-            self.remove::<DecidedKey, DecidedRow>(names::DECIDED, key)?;
+            self.forget_decided(key)?;
         }
         for table in [names::EMBRYONIC, names::CONFIRMED, names::TOMBSTONES] {
             for (key, _) in self.flows(table)? {
-                self.remove::<FlowKey, FlowRow>(table, key)?;
+                self.forget_flow(table, key)?;
             }
         }
         Ok(())
@@ -329,6 +304,29 @@ impl Programs {
         let mut map = LpmTrie::<_, K, V>::try_from(self.map(name)?)?;
         absent_is_fine(map.remove(&Key::new(length, key))).with_context(|| format!("removing from {name}"))
     }
+}
+
+/// The object with its maps, before any program is loaded, and where in `struct __sk_buff` a test run has the ingress
+/// device.
+fn object(rows: u32, log: VerifierLogLevel) -> Result<(Ebpf, usize)> {
+    let mut loader = EbpfLoader::new();
+    let _ = loader.verifier_log_level(log);
+    for name in [names::CLASS4, names::CLASS6, names::CIDR4, names::CIDR6, names::RULES, names::PORTS] {
+        let _ = loader.map_max_entries(name, rows);
+    }
+    if kernel::has(Feature::TestRunIngress) {
+        return Ok((loader.load(OBJECT).context("loading the object")?, test_run::INGRESS_IFINDEX));
+    }
+    let changed = test_run::ingress_in_priority(OBJECT)?;
+    Ok((loader.load(&changed).context("loading the object")?, test_run::PRIORITY))
+}
+
+/// How many instructions the verifier follows of each program, by its own words.
+pub fn verified_instructions() -> Result<Vec<(&'static str, u32)>> {
+    let (mut ebpf, _) = object(1, VerifierLogLevel::STATS)?;
+    ALL.into_iter()
+        .map(|name| Ok((name, verifier::instructions(classifier(&mut ebpf, name)?).with_context(|| name.to_owned())?)))
+        .collect()
 }
 
 /// A prefix in a trie that holds both families.

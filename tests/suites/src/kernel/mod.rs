@@ -4,9 +4,11 @@
 //! past the test harness, which would hide it. A kernel that should have the feature, by its version or by its
 //! configuration, and does not show it fails the test: otherwise a broken probe would look like an old kernel.
 
+pub mod elements;
 pub mod raw;
 pub mod stack;
 pub mod test_run;
+pub mod verifier;
 
 use std::fmt;
 use std::io::Write as _;
@@ -163,9 +165,7 @@ pub fn require(feature: Feature) -> bool {
     let there = has(feature);
     if !there {
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // The harness captures what the print macros print, and shows it of failed tests only. Should standard error be
-        // closed, nobody is there to be told.
-        let _ = writeln!(std::io::stderr(), "\nskip: {test}: {feature:?} is {}", feature.since());
+        tell(&format!("skip: {test}: {feature:?} is {}", feature.since()));
     }
     there
 }
@@ -173,6 +173,17 @@ pub fn require(feature: Feature) -> bool {
 /// Loads a module, unless it is built in or there is none: what follows from it says which.
 fn load(module: &str) {
     let _status = Command::new("modprobe").args(["--quiet", module]).status();
+}
+
+/// Prints a figure that is to be compared between kernels: what was measured, of what, and the number with its unit.
+pub fn figure(what: &str, of: &str, number: &str) {
+    tell(&format!("figure: {what}: {of}: {number}"));
+}
+
+/// Prints a line past the harness, which captures what the print macros print, and shows it of failed tests only.
+fn tell(line: &str) {
+    // Should standard error be closed, nobody is there to be told.
+    let _ = writeln!(std::io::stderr(), "\n{line}");
 }
 
 /// The running kernel's configuration, from wherever it is kept.

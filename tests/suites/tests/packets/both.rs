@@ -1,19 +1,22 @@
 //! One pod behind the test runs' interface: in the kernel's maps and in memory at once.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netpol_common::abi::{
-    AddressKey, ClassRow, Direction, EndpointOptions, EndpointWord, FlowRow, InterfaceRow, PortKeyData, PortRow,
-    RULE_NONE, RuleKey, RuleRow, Settings, address_kind, counter_index, interface_flags, names, programs, rule_action,
-    stamp,
+    AddressKey, ClassRow, Counter, Direction, EndpointOptions, EndpointWord, FlowRow, InterfaceRow, PortKeyData,
+    PortRow, REASONS, RULE_NONE, RuleKey, RuleRow, Settings, address_kind, counter_index, interface_flags, names,
+    programs, rule_action, stamp,
 };
 use netpol_common::decide::{Exit, Hook, Scratch, judge, judge_leaving};
 use netpol_common::parse::FromNetworkHeader;
-use netpol_common::tables::{FlowTable, Tables as _};
+use netpol_common::tables::FlowTable;
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_policy::compile::memory::MemoryTables;
-use netpol_suites::programs::{Arrival, IFINDEX, Judged, Programs, program};
+use netpol_suites::programs::{Arrival, IFINDEX, NEXT, Run, SHOT, program};
+
+use super::loaded::Loaded;
 
 pub(crate) const ENDPOINT: u32 = 3;
 pub(crate) const SET: u32 = 20;
@@ -38,12 +41,37 @@ pub(crate) const BRIDGE: u32 = 4;
 /// The veth of [`SENDER`].
 pub(crate) const SENDER_VETH: u32 = 5;
 
+/// After how many packets all counters are compared, so that what is counted wrongly is found near its packet.
+const PACKETS_BETWEEN: u64 = 256;
+
+/// The tables of flows, on both sides.
+const FLOWS: [(&str, FlowTable); 3] = [
+    (names::EMBRYONIC, FlowTable::Embryonic),
+    (names::CONFIRMED, FlowTable::Confirmed),
+    (names::TOMBSTONES, FlowTable::Tombstones),
+];
+
+/// What became of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// Whether it goes on.
+    pub(crate) passed: bool,
+    /// The mark that it goes on with.
+    pub(crate) mark: u32,
+    /// Whom it was counted for, and as what.
+    pub(crate) counted: Vec<(u32, Direction, Reason)>,
+}
+
 /// The two sides that must agree.
 pub(crate) struct Both {
-    pub(crate) kernel: Programs,
+    pub(crate) kernel: Loaded,
     pub(crate) memory: MemoryTables,
     pub(crate) endpoint: u32,
     pub(crate) packets: u64,
+    /// Endpoints whose counters are compared: 0 is nobody's.
+    watched: BTreeSet<u32>,
+    /// What the kernel's counters were before; they are not set back between tests.
+    counted_before: BTreeMap<u32, Counter>,
 }
 
 /// Nanoseconds of the boot clock, which is the programs' clock.
@@ -58,7 +86,7 @@ fn boot_clock() -> u64 {
 impl Both {
     /// Nothing but settings: the interface is pending.
     pub(crate) fn pending() -> Self {
-        let mut kernel = Programs::load(4096).unwrap();
+        let mut kernel = Loaded::take();
         let settings = Settings {
             mark_shift: MARK_SHIFT,
             overlay_ports: [8472_u16.to_be_bytes(), [0; 2], [0; 2], [0; 2]],
@@ -67,7 +95,11 @@ impl Both {
         kernel.set_settings(settings).unwrap();
         let mut memory = MemoryTables::new();
         memory.settings = Some(settings);
-        let mut both = Self { kernel, memory, endpoint: 0, packets: 0 };
+        let (watched, counted_before) = (BTreeSet::new(), BTreeMap::new());
+        let mut both = Self { kernel, memory, endpoint: 0, packets: 0, watched, counted_before };
+        for endpoint in [0, ENDPOINT, SENDER] {
+            both.watch(endpoint);
+        }
         // An array of the kernel has every element; the memory only what was written.
         both.apply(MapOp::SetWord { endpoint: 0, word: EndpointWord(0) });
         both
@@ -97,6 +129,15 @@ impl Both {
         self.kernel.set_interface(row).unwrap();
         let _old = self.memory.interfaces.insert(IFINDEX, row);
         self.endpoint = endpoint;
+        self.watch(endpoint);
+    }
+
+    /// Compares an endpoint's counters from now on.
+    fn watch(&mut self, endpoint: u32) {
+        if self.watched.insert(endpoint) {
+            let before = counters_of(endpoint).map(|index| (index, self.kernel.counter(index).unwrap()));
+            self.counted_before.extend(before);
+        }
     }
 
     pub(crate) fn apply(&mut self, op: MapOp) {
@@ -165,18 +206,9 @@ impl Both {
 
     /// The same for a program and a packet that may bear a stamp; and what it was counted as, and for whom.
     pub(crate) fn judge_as(&mut self, name: &str, frame: &[u8], arrival: Arrival) -> (Reason, Judged) {
-        let all = [0, ENDPOINT, SENDER, self.endpoint];
-        let endpoints = &all[..if all[..3].contains(&self.endpoint) { 3 } else { 4 }];
-        let whom: Vec<_> =
-            endpoints.iter().flat_map(|number| [(*number, Direction::Ingress), (*number, Direction::Egress)]).collect();
-        let kernel = self.kernel.judge(name, frame, arrival, &whom).unwrap();
-        let counters = |memory: &MemoryTables| -> Vec<_> {
-            let indices = whom.iter().flat_map(|(endpoint, direction)| {
-                Reason::ALL.into_iter().map(|reason| counter_index(*endpoint, *direction, reason as u32))
-            });
-            indices.map(|index| memory.counter(index)).collect()
-        };
-        let before = counters(&self.memory);
+        let Run { action, mark, time: _ } = self.kernel.run(name, frame, arrival, 1).unwrap();
+        assert!(matches!(action, NEXT | SHOT), "said {action}");
+        let before = self.memory.counters();
         let direction = if name == programs::POD_INGRESS { Direction::Ingress } else { Direction::Egress };
         let hook = Hook {
             direction,
@@ -197,17 +229,41 @@ impl Both {
         } else {
             judge(&self.memory, frame, &hook)
         };
-        let after = counters(&self.memory);
-        let reasons = whom
-            .iter()
-            .flat_map(|(endpoint, direction)| Reason::ALL.into_iter().map(|reason| (*endpoint, *direction, reason)));
-        let changed = reasons.zip(before.iter().zip(&after)).filter(|(_, (before, after))| before != after);
-        let counted = changed.map(|(what, _)| what).collect();
         let passed = verdict.passes();
-        let memory = Judged { passed, mark: if passed { verdict.mark } else { arrival.mark }, counted };
-        assert_eq!(kernel, memory, "kernel and verdict function differ: {name} {arrival:?}: {frame:02x?}");
+        let after = if passed { verdict.mark } else { arrival.mark };
+        let packet = || format!("{name} {arrival:?}: {frame:02x?}");
+        assert_eq!((action == NEXT, mark), (passed, after), "kernel and verdict function differ: {}", packet());
+        let mut counted = Vec::new();
+        for (index, now) in self.memory.counters() {
+            let old = before.get(&index).copied().unwrap_or_default();
+            if now != old {
+                assert_eq!((now.packets - old.packets, now.bytes - old.bytes), (1, frame.len() as u64), "{}", packet());
+                self.compare_counter(index, now, &packet);
+                counted.push(of_index(index));
+            }
+        }
         self.packets += 1;
-        (verdict.reason, memory)
+        if self.packets.is_multiple_of(PACKETS_BETWEEN) {
+            self.compare_counters();
+        }
+        (verdict.reason, Judged { passed, mark, counted })
+    }
+
+    fn compare_counter(&self, index: u32, memory: Counter, context: &dyn Fn() -> String) {
+        let Some(before) = self.counted_before.get(&index) else { panic!("nobody watches counter {index}") };
+        let kernel = self.kernel.counter(index).unwrap();
+        let kernel = Counter { packets: kernel.packets - before.packets, bytes: kernel.bytes - before.bytes };
+        let (endpoint, reason) = (index / (2 * REASONS), index % (2 * REASONS));
+        assert_eq!(kernel, memory, "endpoint {endpoint}, counter {reason}: {}", context());
+    }
+
+    /// Insists that nothing was counted in the kernel that was not counted in memory.
+    fn compare_counters(&self) {
+        let memory = self.memory.counters();
+        for index in self.counted_before.keys() {
+            let count = memory.get(index).copied().unwrap_or_default();
+            self.compare_counter(*index, count, &|| format!("after {} packets", self.packets));
+        }
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) -> Reason {
@@ -222,21 +278,48 @@ impl Both {
         self.judge(Direction::Ingress, frame, 0)
     }
 
-    /// Insists that both sides remember the same flows.
-    pub(crate) fn compare_flows(&self) {
-        for (name, table) in [
-            (names::EMBRYONIC, FlowTable::Embryonic),
-            (names::CONFIRMED, FlowTable::Confirmed),
-            (names::TOMBSTONES, FlowTable::Tombstones),
-        ] {
+    /// Insists that both sides remember the same flows, and have counted alike.
+    pub(crate) fn compare(&self) {
+        for (name, table) in FLOWS {
             let memory = self.memory.flows(table).into_iter();
             let memory: Vec<_> = memory.map(|(key, row)| (key, FlowRow { last_seen: 0, ..row })).collect();
             assert_eq!(self.kernel.flows(name).unwrap(), memory, "{name}");
         }
-        for (key, row) in self.kernel.decided().unwrap() {
-            assert_eq!(self.memory.decided(&key), Some(row), "{key:?}");
-        }
+        let memory: Vec<_> = self.memory.all_decided().into_iter().collect();
+        assert_eq!(self.kernel.decided().unwrap(), memory);
+        self.compare_counters();
     }
+
+    /// Forgets all flows on both sides: those that the memory has, since to look for others in the kernel's tables takes
+    /// as long as thousands of packets. [`Both::compare`] finds what is left.
+    pub(crate) fn forget_flows(&mut self) {
+        for (name, table) in FLOWS {
+            for key in self.memory.flows(table).into_keys() {
+                self.kernel.forget_flow(name, key).unwrap();
+            }
+        }
+        for key in self.memory.all_decided().into_keys() {
+            self.kernel.forget_decided(key).unwrap();
+        }
+        self.memory.forget_flows();
+    }
+}
+
+/// All counters of an endpoint, by index.
+fn counters_of(endpoint: u32) -> impl Iterator<Item = u32> {
+    let first = counter_index(endpoint, Direction::Ingress, 0);
+    assert_eq!(counter_index(endpoint, Direction::Egress, 0), first + REASONS);
+    first..first + 2 * REASONS
+}
+
+/// Whose counter it is, and of what.
+fn of_index(index: u32) -> (u32, Direction, Reason) {
+    let (endpoint, rest) = (index / (2 * REASONS), index % (2 * REASONS));
+    let directions = [Direction::Ingress, Direction::Egress];
+    let mut all = directions.into_iter().flat_map(|direction| Reason::ALL.map(|reason| (direction, reason)));
+    let found = all.find(|(direction, reason)| counter_index(0, *direction, *reason as u32) == rest);
+    let (direction, reason) = found.unwrap_or_else(|| panic!("no reason has counter {index}"));
+    (endpoint, direction, reason)
 }
 
 /// The sixteen bytes of an address, IPv4 in mapped form.
@@ -244,16 +327,5 @@ pub(crate) fn bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
-    }
-}
-
-impl Both {
-    /// Forgets all flows on both sides.
-    pub(crate) fn forget_flows(&mut self) {
-        self.kernel.forget_flows().unwrap();
-        let mut memory = MemoryTables::of_snapshot(self.memory.snapshot().clone());
-        memory.settings = self.memory.settings;
-        memory.interfaces = self.memory.interfaces.clone();
-        self.memory = memory;
     }
 }

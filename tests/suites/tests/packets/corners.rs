@@ -156,7 +156,7 @@ fn an_unisolated_pod_sends_whatever_is_well_formed_and_its_own() {
     for (name, frame, expected) in sent() {
         assert_eq!(both.send(&frame), expected, "{name}");
     }
-    both.compare_flows();
+    both.compare();
     println!("{} packets", both.packets);
 }
 
@@ -174,7 +174,7 @@ fn every_cut_of_every_packet_gets_the_same_answer() {
             let _ = both.send(&frame[..length]);
         }
     }
-    both.compare_flows();
+    both.compare();
     println!("{} packets", both.packets);
 }
 
@@ -192,7 +192,7 @@ fn an_isolated_pod_sends_only_what_the_link_needs() {
             _ => assert_eq!(reason, expected, "{name}"),
         }
     }
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn fragments_follow_the_first_one() {
     assert_eq!(both.receive(&later), Reason::FragmentUnknown);
     assert_eq!(both.receive(&first(80)), Reason::Passed);
     assert_eq!(both.receive(&later), Reason::Passed);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -222,5 +222,5 @@ fn a_pod_is_delivered_what_is_addressed_to_it_or_to_all() {
         let frame = ipv4(PEER, destination, 17, 0, &[], &udp(1, u16::from(destination[3]), b""));
         assert_eq!(both.receive(&frame), expected, "{destination:?}");
     }
-    both.compare_flows();
+    both.compare();
 }

@@ -125,6 +125,7 @@ fn the_api_text_the_verdict_function_and_the_programs_agree() {
                 }
             }
         }
+        both.compare();
     }
     println!(
         "{cells} cells agree three ways, {allowed} of them allowed; {through_services} again through a Service's address"
@@ -213,7 +214,7 @@ fn the_programs_and_the_verdict_function_remember_alike() {
                 }
             }
         }
-        both.compare_flows();
+        both.compare();
         packets += both.packets;
     }
     println!("{packets} packets, {passed} of them passed, no difference");
@@ -295,7 +296,7 @@ fn the_programs_and_the_verdict_function_defer_and_decide_alike() {
                 }
             }
         }
-        both.compare_flows();
+        both.compare();
         packets += both.packets;
     }
     println!("{packets} packets with and without stamps, {passed} of them passed, no difference");

@@ -4,5 +4,6 @@
 mod both;
 mod corners;
 mod generated;
+mod loaded;
 mod policy;
 mod services;

@@ -5,6 +5,7 @@ use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
 use netpol_suites::kernel::{self, Feature};
+use netpol_suites::programs::verified_instructions;
 
 use super::both::{Both, ENDPOINT, MARK_SHIFT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
 
@@ -24,9 +25,15 @@ const fn defaults() -> Settings {
 fn the_programs_load_and_say_what_that_costs() {
     let both = Both::pending();
     both.kernel.print_loaded();
-    assert_eq!(both.kernel.loaded.len(), 4);
+    let verified = verified_instructions().expect("the verifier's log");
+    assert_eq!(verified.len(), 4);
     let counted = kernel::has(Feature::VerifiedInstructions);
-    assert!(both.kernel.loaded.iter().all(|loaded| loaded.verified_instructions.is_some() == counted));
+    for (loaded, (name, instructions)) in both.kernel.loaded.iter().zip(verified) {
+        assert_eq!(loaded.name, name);
+        // The verifier's own word, and where the kernel keeps it, what it says of the loaded program.
+        assert_eq!(loaded.verified_instructions, counted.then_some(instructions), "{name}");
+        kernel::figure("verifier", name, &format!("{instructions} instructions"));
+    }
 }
 
 #[test]
@@ -42,7 +49,7 @@ fn a_connection_passes_both_ways_and_its_reverse_does_not() {
     let v6 = |port| ipv6(PEER6, POD6, 6, 64, &tcp(4000, port, SYN, &[]));
     assert_eq!(both.receive(&v6(80)), Reason::Passed);
     assert_eq!(both.receive(&v6(81)), Reason::NoRule);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -60,10 +67,10 @@ fn revocation_cuts_keeps_and_restores() {
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_DENY_ALL, 11) });
     assert_eq!(both.send(&from_pod(ACK)), Reason::Revoked);
     assert_eq!(both.receive(&to_pod(ACK)), Reason::Revoked);
-    both.compare_flows();
+    both.compare();
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET, 12) });
     assert_eq!(both.send(&from_pod(ACK)), Reason::Passed);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -75,7 +82,7 @@ fn the_own_node_gets_in_and_forwarded_packets_of_its_address_do_not() {
     assert_eq!(both.send(&ipv4(POD, NODE, 6, 0, &[], &tcp(80, 4000, SYN | ACK, &[]))), Reason::Passed);
     let other = ipv4(STRANGER, POD, 6, 0, &[], &tcp(4000, 80, SYN, &[]));
     assert_eq!(both.receive_from_node(&other), Reason::NoRule);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -93,10 +100,10 @@ fn a_pending_interface_passes_arp_and_its_node_only() {
     assert_eq!(both.receive_from_node(&probe), Reason::Passed);
     assert_eq!(both.send(&answer), Reason::Passed);
     assert_eq!(both.send(&to_pod(SYN)), Reason::Pending);
-    both.compare_flows();
+    both.compare();
     both.settings(Settings { flags: setting_flags::PENDING_ALLOW, ..defaults() });
     assert_eq!(both.receive(&to_pod(SYN)), Reason::Passed);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -109,7 +116,7 @@ fn a_pod_that_nothing_isolates_is_tracked_and_rate_limited() {
     assert_eq!(both.send(&datagram(1)), Reason::Passed);
     assert_eq!(both.send(&datagram(2)), Reason::Passed);
     assert_eq!(both.send(&datagram(3)), Reason::FlowRate);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -128,5 +135,5 @@ fn icmp_follows_rules_without_ports_and_errors_follow_their_flow() {
     assert_eq!(both.receive(&request(STRANGER, POD)), Reason::Passed);
     assert_eq!(both.send(&request(POD, STRANGER)), Reason::NoRule);
     assert_eq!(both.send(&ipv4(POD, STRANGER, 1, 0, &[], &icmp(0, 7, b"ping"))), Reason::Passed);
-    both.compare_flows();
+    both.compare();
 }

@@ -7,10 +7,10 @@ use netpol_common::abi::{
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, ethernet, icmp, ipv4, ipv6, tcp, udp};
-use netpol_suites::programs::{Arrival, Judged};
+use netpol_suites::programs::Arrival;
 
 use super::both::{
-    BRIDGE, Both, ENDPOINT, IFINDEX_OF_POD, MARK_SHIFT, PEER, PEER_CLASS, PEER6, POD, POD6, SENDER, SENDER_SET,
+    BRIDGE, Both, ENDPOINT, IFINDEX_OF_POD, Judged, MARK_SHIFT, PEER, PEER_CLASS, PEER6, POD, POD6, SENDER, SENDER_SET,
     SENDER_VETH, STRANGER, UPLINK,
 };
 
@@ -47,7 +47,7 @@ fn a_connection_to_a_service_goes_on_deferred_and_its_replies_come_back() {
     let reply = ipv4(SERVICE, POD, 6, 0, &[], &tcp(80, 4000, SYN | ACK, &[]));
     assert_eq!(both.receive(&reply), Reason::Passed);
     send(&mut both, ACK);
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn what_leaves_deferred_is_judged_by_its_real_destination() {
             assert_eq!(judged.counted, [(SENDER, Direction::Egress, Reason::NoRule)]);
         }
     }
-    both.compare_flows();
+    both.compare();
     let v6 = |port| ipv6(POD6, PEER6, 6, 64, &tcp(4000, port, SYN, &[]));
     assert_eq!(leave(&mut both, &v6(8080), BRIDGE, deferred).0, Reason::Passed);
     assert_eq!(leave(&mut both, &v6(8081), BRIDGE, deferred).0, Reason::NoRule);
@@ -78,7 +78,7 @@ fn what_leaves_deferred_is_judged_by_its_real_destination() {
         let (_, judged) = leave(&mut both, &to(8080, ACK), by, mark);
         assert_eq!(judged.counted, [(0, Direction::Egress, Reason::MarkLost)]);
     }
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_receiving_pods_veth_judges_what_was_deferred_and_then_its_own() {
         assert_eq!((reason, judged.counted), (Reason::NoRule, vec![(SENDER, Direction::Egress, Reason::NoRule)]));
         let _ = both.send(&ipv4(POD, PEER, 6, 0, &[], &tcp(8080, 4000, SYN | ACK, &[])));
     }
-    both.compare_flows();
+    both.compare();
 }
 
 #[test]
@@ -136,5 +136,5 @@ fn what_leaves_deferred_must_be_readable() {
     assert_eq!(leave(&mut both, &later, BRIDGE, deferred).0, Reason::Passed);
     let stranger = ipv4(POD, STRANGER, 6, 0, &[], &tcp(4000, 8080, SYN, &[]));
     assert_eq!(leave(&mut both, &stranger, BRIDGE, deferred).0, Reason::NoRule);
-    both.compare_flows();
+    both.compare();
 }
