@@ -1,7 +1,11 @@
 //! The agent on a node with pods out of manifests, as `cargo xtask run` has it: what the upstream cases do not ask.
 
+use std::process::Command;
+
+use netpol_suites::kernel::{self, Feature};
 use netpol_suites::{agent_binary, cells};
 use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox};
+use nix::net::if_::if_nameindex;
 use serde_json::{Value, json};
 
 fn pod(name: &str) -> Value {
@@ -52,8 +56,12 @@ fn policies() -> Vec<Value> {
 }
 
 fn sandbox(recorded: bool) -> Sandbox {
-    let options =
-        Options { families: Families::Dual, agent: Some(agent_binary()), agent_arguments: Vec::new(), recorded };
+    sandbox_with(recorded, &[])
+}
+
+fn sandbox_with(recorded: bool, arguments: &[&str]) -> Sandbox {
+    let agent_arguments = arguments.iter().map(ToString::to_string).collect();
+    let options = Options { families: Families::Dual, agent: Some(agent_binary()), agent_arguments, recorded };
     Sandbox::start(options).expect("sandbox")
 }
 
@@ -67,6 +75,38 @@ fn differences(sandbox: &mut Sandbox, manifests: &[Value]) -> Vec<Answered> {
     let wrong: Vec<Answered> = matrix.into_iter().filter(|answered| !answered.agrees()).collect();
     cells::report("sandbox", "dual", "-", tried, wrong.len()).expect("the file for rows");
     wrong
+}
+
+/// Puts policies in force by an agent that attaches its programs in one way, and insists that it has done so.
+fn attached(way: &str) {
+    let mut sandbox = sandbox_with(true, &["--attach", way]);
+    let mut manifests = ["web", "db", "other"].map(pod).to_vec();
+    manifests.extend(policies());
+    assert_eq!(differences(&mut sandbox, &manifests), []);
+    let listed = sandbox.node().place().run(|| {
+        let mut filters = String::new();
+        for interface in &if_nameindex()? {
+            let name = interface.name().to_str()?;
+            let output = Command::new("tc").args(["filter", "show", "dev", name, "ingress"]).output()?;
+            filters += &String::from_utf8_lossy(&output.stdout);
+        }
+        Ok(filters)
+    });
+    // TCX links are no filters: tc does not show them.
+    let by_filters = listed.expect("tc filter show").contains("pod_egress");
+    assert_eq!(by_filters, way == "clsact");
+}
+
+#[test]
+fn filters_hold_back_what_policies_deny_on_every_kernel() {
+    attached("clsact");
+}
+
+#[test]
+fn links_hold_back_what_policies_deny_where_the_kernel_has_them() {
+    if kernel::require(Feature::Tcx) {
+        attached("tcx");
+    }
 }
 
 #[test]

@@ -3,10 +3,15 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// What begins a line of the machine's first process; `tests/suites/src/bin/netpol-vm-init.rs` writes them.
 const OWN: &str = "vm: ";
 /// What begins a line of a test that the kernel cannot carry.
 const SKIP: &str = "skip: ";
+
+/// What begins a line that is compared between kernels: `figure: <what>: <of>: <value>` (`netpol_suites::kernel::figure`).
+const FIGURE: &str = "figure: ";
 
 /// What became of one suite.
 #[derive(Debug, Default)]
@@ -16,6 +21,8 @@ pub(super) struct Suite {
     pub(super) failed: usize,
     /// What the kernel lacks, and since when it is there.
     pub(super) skips: Vec<String>,
+    /// What it has probed: rows of JSON as `netpol_suites::cells` writes them.
+    pub(super) cells: Vec<Value>,
     /// The status of the test binary; `None` if it has not ended.
     pub(super) status: Option<String>,
     /// As the machine measured it.
@@ -32,6 +39,8 @@ pub(super) struct Report {
     /// From the emulator's start to its end.
     pub(super) wall: Duration,
     pub(super) suites: Vec<Suite>,
+    /// What it was, of what, and the value.
+    pub(super) figures: Vec<[String; 3]>,
     /// Why this run is not as it should be, apart from tests.
     pub(super) failures: Vec<String>,
     finished: bool,
@@ -60,6 +69,20 @@ impl Report {
             return true;
         }
         let Some(suite) = self.suites.last_mut() else { return !line.is_empty() };
+        if let Some((_, figure)) = line.split_once(FIGURE) {
+            let mut words = figure.splitn(3, ": ").map(str::to_owned);
+            if let (Some(what), Some(of), Some(value)) = (words.next(), words.next(), words.next()) {
+                self.figures.push([what, of, value]);
+            }
+            return true;
+        }
+        // A row comes in the middle of the harness's line about the test that writes it.
+        if let Some(row) = line.find('{').and_then(|at| serde_json::from_str::<Value>(line.get(at..)?).ok())
+            && row["cells"].is_u64()
+        {
+            suite.cells.push(row);
+            return true;
+        }
         if let Some((_, skip)) = line.split_once(SKIP) {
             suite.skips.push(skip.to_owned());
         }
@@ -101,7 +124,7 @@ impl Report {
     pub(super) fn lines(&self, kernel: &str) -> Vec<String> {
         let boot = self.boot.map_or_else(|| "never up".to_owned(), |boot| format!("up in {:.0} s", boot.as_secs_f64()));
         let mut lines = vec![format!("{kernel:7} {}: {boot}, {:.0} s in all", self.release, self.wall.as_secs_f64())];
-        for Suite { name, passed, failed, skips, status, seconds } in &self.suites {
+        for Suite { name, passed, failed, skips, cells, status, seconds } in &self.suites {
             let status = match status.as_deref() {
                 Some("status 0") => "ok".to_owned(),
                 Some(other) => format!("FAILED ({other})"),
@@ -112,6 +135,7 @@ impl Report {
                 "{kernel:7} {name:12} {status}. {passed} passed; {failed} failed; {number} skipped; {seconds}"
             ));
             lines.extend(skips.iter().map(|skip| format!("{kernel:7}   skipped: {skip}")));
+            lines.extend(cells.iter().map(|row| format!("{kernel:7} {name:12} {row}")));
         }
         // In the form of a suite: whoever reads these lines by program must not overlook it.
         let machine = |why: &String| format!("{kernel:7} machine      FAILED. 0 passed; 1 failed; 0 skipped; {why}");
@@ -150,6 +174,15 @@ mod tests {
         assert_eq!(lines[0], "5.10    5.10.0-32-cloud-amd64: up in 3 s, 0 s in all");
         assert_eq!(lines[1], "5.10    packets      ok. 15 passed; 0 failed; 1 skipped; 3.4s");
         assert_eq!(lines[2], "5.10      skipped: tcx, since 6.6 (e420bed02507)");
+    }
+
+    #[test]
+    fn figures_and_rows_are_taken_out_of_what_suites_print() {
+        let row = r#"{"cells":36914,"family":"dual","proxy":"-","suite":"packets-three-ways","wrong":0}"#;
+        let among = format!("test generated::agree ... {row}");
+        let report = report(&["vm: up 1", "vm: begins packets", "figure: verified: pod_egress: 83783", &among]);
+        assert_eq!(report.figures, [["verified", "pod_egress", "83783"].map(str::to_owned)]);
+        assert_eq!(report.lines("5.10")[2], format!("5.10    packets      {row}"));
     }
 
     #[test]

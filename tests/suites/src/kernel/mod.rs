@@ -175,9 +175,9 @@ fn load(module: &str) {
     let _status = Command::new("modprobe").args(["--quiet", module]).status();
 }
 
-/// Prints a figure that is to be compared between kernels: what was measured, of what, and the number with its unit.
-pub fn figure(what: &str, of: &str, number: &str) {
-    tell(&format!("figure: {what}: {of}: {number}"));
+/// Prints what is to be compared between kernels: `cargo xtask vm` makes a table of each `what`, with a column for each `of`.
+pub fn figure(what: &str, of: &str, value: &str) {
+    tell(&format!("figure: {what}: {of}: {value}"));
 }
 
 /// Prints a line past the harness, which captures what the print macros print, and shows it of failed tests only.

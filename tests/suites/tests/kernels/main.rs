@@ -8,15 +8,22 @@ mod object;
 mod observer;
 
 use netpol_agent::dataplane::attach::Mechanism;
-use netpol_suites::kernel::{Feature, has};
+use netpol_suites::kernel::{Feature, figure, has};
 use netpol_testbed::servers::kernel_has_sctp;
 
 #[test]
 fn programs_are_attached_by_links_exactly_where_the_kernel_has_them() {
-    assert_eq!(Mechanism::probe() == Mechanism::Tcx, has(Feature::Tcx));
+    let mechanism = Mechanism::probe();
+    assert_eq!(mechanism == Mechanism::Tcx, has(Feature::Tcx));
+    let name = match mechanism {
+        Mechanism::Tcx => "TCX links",
+        Mechanism::Clsact => "clsact filters",
+    };
+    figure("kernel", "attached by", name);
 }
 
 #[test]
 fn sctp_is_tried_with_the_kernels_own_sockets_exactly_where_it_has_them() {
     assert_eq!(kernel_has_sctp(), has(Feature::SctpSockets));
+    figure("kernel", "SCTP by", if kernel_has_sctp() { "sockets" } else { "raw INIT" });
 }

@@ -32,7 +32,7 @@ fn the_programs_load_and_say_what_that_costs() {
         assert_eq!(loaded.name, name);
         // The verifier's own word, and where the kernel keeps it, what it says of the loaded program.
         assert_eq!(loaded.verified_instructions, counted.then_some(instructions), "{name}");
-        kernel::figure("verifier", name, &format!("{instructions} instructions"));
+        kernel::figure("verified instructions", name, &instructions.to_string());
     }
 }
 

@@ -191,43 +191,58 @@ fn suite_rows(suite: &str, kernel: &str, printed: &str, written: &str) -> Result
         bail!("{suite} ran no test");
     }
     if rows.is_empty() || (counts.1 > 0 && rows.iter().all(|row| row.wrong == 0)) {
-        rows.push(Row {
-            suite: suite.to_owned(),
-            family: "dual".to_owned(),
-            proxy: "-".to_owned(),
-            kernel: kernel.to_owned(),
-            cells: counts.0 + counts.1,
-            wrong: counts.1,
-            unit: "tests".to_owned(),
-        });
+        rows.push(tests(suite, kernel, counts.0 + counts.1, counts.1));
     }
     Ok(rows)
 }
 
-/// The rows of a virtual machine: lines such as `5.10    packets      ok. 15 passed; 0 failed; 0 skipped; 12 s`.
+/// The rows of a virtual machine, out of its lines: `5.10    5.10.0-32-cloud-amd64: up in 4 s, 60 s in all` first, then for
+/// each suite `5.10    packets      ok. 15 passed; 0 failed; 0 skipped; 12 s` and its rows, such as
+/// `5.10    packets      {"suite":"packets-three-ways",…}`.
 fn kernel_rows(series: &str, printed: &str) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+    let mut kernel = series.to_owned();
+    // What was printed of each suite, in the order of the lines: its counts and its rows.
+    let mut suites: Vec<(String, String, Vec<&str>)> = Vec::new();
     for line in printed.lines() {
         let Some(rest) = line.strip_prefix(series).filter(|rest| rest.starts_with(' ')) else { continue };
-        let (Some(suite), Some((passed, failed))) = (rest.split_whitespace().next(), passed_and_failed(rest)) else {
-            continue;
-        };
-        // It did not run to its end, and that is wrong whatever its tests said.
-        let is_cut = rest.contains("FAILED") && failed == 0;
-        rows.push(Row {
-            suite: suite.to_owned(),
-            family: "dual".to_owned(),
-            proxy: "-".to_owned(),
-            kernel: series.to_owned(),
-            cells: passed + failed,
-            wrong: failed + u64::from(is_cut),
-            unit: "tests".to_owned(),
-        });
+        let Some((first, rest)) = rest.trim_start().split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        if rest.starts_with("up in ") || rest.starts_with("never up") {
+            kernel = first.trim_end_matches(':').to_owned();
+        } else if rest.starts_with('{') {
+            let suite = suites.iter_mut().rfind(|(name, ..)| name == first);
+            suite.with_context(|| format!("a row of no suite: {line}"))?.2.push(rest);
+        } else if passed_and_failed(rest).is_some() {
+            suites.push((first.to_owned(), rest.to_owned(), Vec::new()));
+        }
     }
-    if rows.is_empty() {
+    if suites.is_empty() {
         bail!("`cargo xtask vm {series}` printed no suite");
     }
+    let mut rows = Vec::new();
+    for (suite, counts, written) in suites {
+        let (passed, failed) = passed_and_failed(&counts).context("counts")?;
+        if counts.contains("FAILED") && failed == 0 {
+            // It did not run to its end, and that is wrong whatever its tests said.
+            rows.push(tests(&suite, &kernel, passed.max(1), 1));
+        } else {
+            rows.extend(suite_rows(&suite, &kernel, &format!("test result: {counts}"), &written.join("\n"))?);
+        }
+    }
     Ok(rows)
+}
+
+/// A row of a suite's tests.
+fn tests(suite: &str, kernel: &str, number: u64, wrong: u64) -> Row {
+    Row {
+        suite: suite.to_owned(),
+        family: "dual".to_owned(),
+        proxy: "-".to_owned(),
+        kernel: kernel.to_owned(),
+        cells: number,
+        wrong,
+        unit: "tests".to_owned(),
+    }
 }
 
 /// The two numbers of `… 15 passed; 0 failed; …`.
@@ -285,12 +300,24 @@ mod tests {
     #[test]
     fn suites_of_a_virtual_machine_are_rows_and_its_other_lines_are_not() {
         let printed = "5.10    5.10.0-32-cloud-amd64: up in 4 s, 60 s in all\n\
-                       5.10    packets      ok. 15 passed; 0 failed; 2 skipped; 12 s\n\
+                       5.10    kernels      ok. 15 passed; 0 failed; 2 skipped; 12 s\n\
                        5.10      skipped: tcx: since 6.6\n\
-                       5.10    sandbox      FAILED (did not end). 3 passed; 0 failed; 0 skipped; 9 s\n";
+                       5.10    packets      ok. 20 passed; 0 failed; 0 skipped; 12 s\n\
+                       5.10    packets      {\"cells\":7,\"family\":\"dual\",\"proxy\":\"-\",\"suite\":\"ways\",\"wrong\":0}\n\
+                       5.10    packets      {\"cells\":3,\"family\":\"dual\",\"proxy\":\"-\",\"suite\":\"ways\",\"wrong\":1}\n\
+                       5.10    sandbox      FAILED (did not end). 3 passed; 0 failed; 0 skipped; 9 s\n\
+                       5.10    machine      FAILED. 0 passed; 1 failed; 0 skipped; the kernel says: Oops\n";
         let rows = kernel_rows("5.10", printed).unwrap();
-        let numbers: Vec<_> = rows.iter().map(|row| (row.suite.as_str(), row.cells, row.wrong)).collect();
-        assert_eq!(numbers, [("packets", 15, 0), ("sandbox", 3, 1)]);
+        let numbers: Vec<_> =
+            rows.iter().map(|row| (row.suite.as_str(), row.cells, row.wrong, row.unit.as_str())).collect();
+        let expected = [
+            ("kernels", 15, 0, "tests"),
+            ("ways", 10, 1, "cells"),
+            ("sandbox", 3, 1, "tests"),
+            ("machine", 1, 1, "tests"),
+        ];
+        assert_eq!(numbers, expected);
+        assert!(rows.iter().all(|row| row.kernel == "5.10.0-32-cloud-amd64"));
         assert!(kernel_rows("6.1", printed).is_err());
     }
 
