@@ -21,12 +21,25 @@ pub(super) struct Suite {
     pub(super) failed: usize,
     /// What the kernel lacks, and since when it is there.
     pub(super) skips: Vec<String>,
-    /// What it has probed: rows of JSON as `netpol_suites::cells` writes them.
+    /// What it has probed: rows of JSON as `netpol_suites::cells` writes them, those of one kind added up.
     pub(super) cells: Vec<Value>,
     /// The status of the test binary; `None` if it has not ended.
     pub(super) status: Option<String>,
     /// As the machine measured it.
     pub(super) seconds: String,
+}
+
+impl Suite {
+    fn add(&mut self, row: Value) {
+        let of_one_kind = |there: &&mut Value| ["suite", "family", "proxy"].iter().all(|key| there[key] == row[key]);
+        if let Some(there) = self.cells.iter_mut().find(of_one_kind) {
+            for key in ["cells", "wrong"] {
+                there[key] = (there[key].as_u64().unwrap_or_default() + row[key].as_u64().unwrap_or_default()).into();
+            }
+        } else {
+            self.cells.push(row);
+        }
+    }
 }
 
 /// What became of one machine.
@@ -80,7 +93,7 @@ impl Report {
         if let Some(row) = line.find('{').and_then(|at| serde_json::from_str::<Value>(line.get(at..)?).ok())
             && row["cells"].is_u64()
         {
-            suite.cells.push(row);
+            suite.add(row);
             return true;
         }
         if let Some((_, skip)) = line.split_once(SKIP) {
@@ -178,11 +191,13 @@ mod tests {
 
     #[test]
     fn figures_and_rows_are_taken_out_of_what_suites_print() {
-        let row = r#"{"cells":36914,"family":"dual","proxy":"-","suite":"packets-three-ways","wrong":0}"#;
-        let among = format!("test generated::agree ... {row}");
-        let report = report(&["vm: up 1", "vm: begins packets", "figure: verified: pod_egress: 83783", &among]);
+        let row = |cells, wrong| {
+            format!(r#"{{"cells":{cells},"family":"dual","proxy":"-","suite":"three ways","wrong":{wrong}}}"#)
+        };
+        let [one, another] = [row(36_914, 0), row(6, 1)].map(|row| format!("test generated::agree ... {row}"));
+        let report = report(&["vm: up 1", "vm: begins packets", "figure: verified: pod_egress: 83783", &one, &another]);
         assert_eq!(report.figures, [["verified", "pod_egress", "83783"].map(str::to_owned)]);
-        assert_eq!(report.lines("5.10")[2], format!("5.10    packets      {row}"));
+        assert_eq!(report.lines("5.10")[2..], [format!("5.10    packets      {}", row(36_920, 1))]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is known of kernels.
 
+use netpol_suites::kernel::verifier::processed;
 use netpol_suites::kernel::{Feature, Version, has, is_built};
 
 #[test]
@@ -16,6 +17,14 @@ fn an_option_is_built_in_or_as_a_module() {
     let text = "CONFIG_IP_SCTP=m\nCONFIG_IP_SCTP_EXTRA=n\n# CONFIG_VETH is not set\nCONFIG_BRIDGE=y\n";
     assert!(is_built(text, "CONFIG_IP_SCTP") && is_built(text, "CONFIG_BRIDGE"));
     assert!(!is_built(text, "CONFIG_VETH") && !is_built(text, "CONFIG_IP_SCTP_EXTRA"));
+}
+
+#[test]
+fn the_verifiers_last_word_has_the_number_of_its_instructions() {
+    let log =
+        "func#0 @0\nprocessed 83745 insns (limit 1000000) max_states_per_insn 14 total_states 4193 peak_states 1040\n";
+    assert_eq!(processed(log), Some(83_745));
+    assert_eq!(processed("verification time 1 usec\n"), None);
 }
 
 #[test]
