@@ -24,6 +24,9 @@ pub(super) fn parse<F: Frame + ?Sized>(
     let total = u32::from(u16::from_be_bytes([l0, l1]));
     let end = if total == 0 && segments > 1 {
         // A GSO packet above 64 KiB (BIG TCP, kernel 6.3) says 0.
+        if start + header_length > frame.len() {
+            return Err(Reason::Truncated);
+        }
         frame.len()
     } else if total < header_length {
         return Err(Reason::Malformed);

@@ -113,6 +113,16 @@ fn headers_that_contradict_themselves_are_malformed() {
 }
 
 #[test]
+fn a_length_of_zero_does_not_hide_a_header_behind_the_end_of_the_frame() {
+    // A fragment, whose ports are not looked for; its options end with their first byte, so no more of them is read.
+    let mut frame = ipv4_with(A, B, protocol::UDP, 3, &[0; 8], &[]);
+    frame[16..18].copy_from_slice(&[0, 0]);
+    let gso = Link { segments: 45, ..LINK };
+    assert_eq!(parse(&frame[..], &gso).map(|packet| packet.kind), Ok(Kind::LaterFragment));
+    assert_eq!(parse(&frame[..frame.len() - 4], &gso), Err(Reason::Truncated));
+}
+
+#[test]
 fn a_length_of_zero_means_the_frame_only_for_gso() {
     let mut frame = tcp(A, B, 1, 2, tcp_flags::ACK);
     frame[16..18].copy_from_slice(&[0, 0]);

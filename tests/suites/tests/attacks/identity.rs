@@ -1,5 +1,7 @@
 //! Packets that pretend to come from the pod's own node, which every policy lets in (decision D7).
 
+use std::process::Command;
+
 use netpol_suites::frames::{addressed, ipv4, udp};
 use serde_json::json;
 
@@ -32,4 +34,28 @@ fn the_nodes_address_does_not_make_a_bridged_packet_the_nodes_own() {
         }
         .prove();
     }
+}
+
+#[test]
+fn an_address_that_a_pod_gives_itself_is_not_its_own() {
+    // Anybody with NET_ADMIN in the pod can: what the agent finds inside is no proof.
+    let bystander = json!([{ "from": [{ "podSelector": only("bystander") }] }]);
+    let from = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"], "ingress": bystander });
+    Attack {
+        node: &|scene| {
+            let place = scene.pod("attacker").network().place();
+            let add = || Ok(Command::new("ip").args(["addr", "add", "10.244.0.12/32", "dev", "eth0"]).status()?);
+            assert!(place.run(add).unwrap().success());
+        },
+        frames: &|scene| {
+            let frame = ipv4(v4(12), v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+            vec![addressed(frame, scene.mac("attacker"), scene.mac("victim"))]
+        },
+        marker: MARKER,
+        target: "victim",
+        policies: vec![policy("bystander-only", &from)],
+        unchecked: false,
+        counted: ("egress", "spoofed_source"),
+    }
+    .prove();
 }

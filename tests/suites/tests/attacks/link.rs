@@ -1,10 +1,11 @@
 //! Below and beside IP: tags, other pods' hardware addresses, the overlay's port, router advertisements (decision D8).
 
-use netpol_suites::frames::{addressed, arp, checksum, ethernet, icmp, ipv4, ipv6, udp};
+use netpol_suites::frames::{addressed, arp, ethernet, icmp, ipv4, ipv6, udp};
 use serde_json::{Value, json};
 
 use super::Attack;
 use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4, v6};
+use super::wire::icmpv6;
 
 const MARKER: &[u8] = b"nobody else would say this";
 
@@ -91,17 +92,6 @@ fn a_frame_for_the_overlay_is_not_unwrapped_by_the_node() {
     .prove();
 }
 
-/// An ICMPv6 message with its checksum.
-fn icmpv6(source: [u8; 16], destination: [u8; 16], mut message: Vec<u8>) -> Vec<u8> {
-    let mut pseudo = [source, destination].concat();
-    pseudo.extend((message.len() as u32).to_be_bytes());
-    pseudo.extend([0, 0, 0, 58]);
-    pseudo.extend(&message);
-    let sum = checksum(&pseudo);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    ipv6(source, destination, 58, 255, &message)
-}
-
 #[test]
 fn a_router_advertisement_of_a_pod_reaches_nobody() {
     Attack {
@@ -118,7 +108,7 @@ fn a_router_advertisement_of_a_pod_reaches_nobody() {
             message.extend([200, 4]);
             message.extend(MARKER);
             message.resize(16 + 32, 0);
-            vec![addressed(icmpv6(link_local, all_nodes, message), mac, [0x33, 0x33, 0, 0, 0, 1])]
+            vec![addressed(icmpv6(link_local, all_nodes, 255, message), mac, [0x33, 0x33, 0, 0, 0, 1])]
         },
         marker: MARKER,
         target: "victim",

@@ -4,6 +4,7 @@
 
 mod identity;
 mod link;
+mod malformed;
 mod marks;
 mod scene;
 mod tracking;

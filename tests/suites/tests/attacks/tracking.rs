@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use netpol_suites::cells;
-use netpol_suites::frames::{ACK, SYN, addressed, ipv4, tcp, udp};
-use serde_json::json;
+use netpol_suites::frames::{ACK, SYN, addressed, icmp, ipv4, tcp, udp};
+use serde_json::{Value, json};
 
 use super::scene::{PORT, Scene, only, policy, v4};
 use super::{Attack, SUITE};
@@ -15,7 +15,7 @@ use super::{Attack, SUITE};
 const MARKER: &[u8] = b"never asked for, never answered";
 
 /// The attacker may send nothing; everybody may send to it.
-fn silenced() -> Vec<serde_json::Value> {
+fn silenced() -> Vec<Value> {
     vec![policy("silenced", &json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": [] }))]
 }
 
@@ -65,6 +65,94 @@ fn a_syn_that_is_hidden_in_fragments_is_dropped_with_its_first_one() {
         counted: ("egress", "fragment_header"),
     }
     .prove();
+}
+
+#[test]
+fn an_echo_reply_that_answers_nothing_is_no_way_out() {
+    Attack {
+        node: &|_scene| {},
+        frames: &|scene| {
+            let reply = ipv4(v4(10), v4(11), 1, 0, &[], &icmp(0, 7, MARKER));
+            vec![addressed(reply, scene.mac("attacker"), scene.mac("victim"))]
+        },
+        marker: MARKER,
+        target: "victim",
+        policies: silenced(),
+        unchecked: false,
+        counted: ("egress", "no_flow"),
+    }
+    .prove();
+}
+
+#[test]
+fn an_icmp_error_about_a_packet_that_nobody_sent_is_no_way_out() {
+    // As if the victim had sent a datagram to the attacker, which it may: the error would go back to it.
+    Attack {
+        node: &|_scene| {},
+        frames: &|scene| {
+            let quoted = ipv4(v4(11), v4(10), 17, 0, &[], &udp(40_000, PORT, MARKER));
+            let error = ipv4(v4(10), v4(11), 1, 0, &[], &icmp(3, 0, &quoted[14..]));
+            vec![addressed(error, scene.mac("attacker"), scene.mac("victim"))]
+        },
+        marker: MARKER,
+        target: "victim",
+        policies: silenced(),
+        unchecked: false,
+        counted: ("egress", "no_flow"),
+    }
+    .prove();
+}
+
+/// Everything that the attack takes, and whether its last packet comes through; the agent runs or not.
+fn comes_through(policies: Option<Vec<Value>>, attack: impl Fn(&Scene) -> bool) -> (Scene, bool) {
+    let mut scene = Scene::new();
+    scene.check_no_addresses();
+    let has_agent = policies.is_some();
+    if let Some(policies) = policies {
+        scene.start_agent(policies);
+    }
+    scene.populate();
+    let through = attack(&scene);
+    cells::report(SUITE, "ipv4", "-", 1, usize::from(has_agent && through)).unwrap();
+    (scene, through)
+}
+
+#[test]
+fn a_flow_that_one_pod_pretends_is_no_way_in_to_another() {
+    // The attacker, whose addresses are not checked, sends what the victim would have to send for the answer to be let in.
+    let plant_and_answer = |scene: &Scene| {
+        let asked = ipv4(v4(11), v4(12), 17, 0, &[], &udp(PORT, 5000, b"a question"));
+        scene.wire("attacker").send(&[addressed(asked, scene.mac("attacker"), scene.mac("bystander"))]).unwrap();
+        let to = scene.wire("victim");
+        let answer = ipv4(v4(12), v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+        scene.wire("bystander").send(&[addressed(answer, scene.mac("bystander"), scene.mac("victim"))]).unwrap();
+        to.sees(MARKER).unwrap()
+    };
+    assert!(comes_through(None, plant_and_answer).1, "without the agent it does not come through: it is no attack");
+    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
+    let (scene, through) = comes_through(Some(vec![policy("nobody", &nobody)]), plant_and_answer);
+    assert!(!through, "it has come through");
+    assert!(scene.dropped("ingress", "no_rule") > 0, "{:?}", scene.all_dropped());
+}
+
+#[test]
+fn a_syn_on_the_ports_of_a_connection_that_came_in_begins_one_of_its_own() {
+    let call_back = |scene: &Scene| {
+        let place = scene.pod("bystander").network().place();
+        let to = SocketAddr::new(v4(10).into(), PORT);
+        let mut stream = place.run(|| TcpStream::connect(to).context("connect")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert!(exchange(&mut stream), "what comes in is answered");
+        let port = stream.local_addr().unwrap().port();
+        let observer = scene.wire("bystander");
+        let syn = ipv4(v4(10), v4(12), 6, 0, &[], &tcp(PORT, port, SYN, MARKER));
+        scene.wire("attacker").send(&[addressed(syn, scene.mac("attacker"), scene.mac("bystander"))]).unwrap();
+        observer.sees(MARKER).unwrap()
+    };
+    assert!(comes_through(None, call_back).1, "without the agent it does not come through: it is no attack");
+    let (scene, through) = comes_through(Some(silenced()), call_back);
+    assert!(!through, "it has come through");
+    assert!(scene.dropped("egress", "no_rule") > 0, "{:?}", scene.all_dropped());
 }
 
 /// Says something and hears it back, or silence.

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use netpol_suites::frames::{checksum, ipv6};
 use netpol_testbed::place::Place;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
@@ -110,4 +111,15 @@ pub(crate) fn mac(place: &Place, device: &str) -> Result<[u8; 6]> {
     let bytes = address.with_context(|| format!("no address: {text}"))?.split(':');
     let bytes = bytes.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
     bytes.try_into().ok().context("not six bytes")
+}
+
+/// An ICMPv6 message with its checksum.
+pub(crate) fn icmpv6(source: [u8; 16], destination: [u8; 16], hop_limit: u8, mut message: Vec<u8>) -> Vec<u8> {
+    let mut pseudo = [source, destination].concat();
+    pseudo.extend((message.len() as u32).to_be_bytes());
+    pseudo.extend([0, 0, 0, 58]);
+    pseudo.extend(&message);
+    let sum = checksum(&pseudo);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ipv6(source, destination, 58, hop_limit, &message)
 }
