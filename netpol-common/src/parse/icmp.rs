@@ -20,8 +20,8 @@ pub struct Inner {
 
 const ICMP_HEADER: u32 = 8;
 
-/// Reads the packet that an error quotes. `None` if it is cut off before its ports, fragmented, or has IPv6 extension
-/// headers: then it names no flow.
+/// Reads the packet that an error quotes. `None` if it is cut off before its ports, fragmented, has IPv6 extension headers,
+/// or IPv4 addresses in an IPv6 header: then it names no flow.
 #[inline(always)]
 pub fn inner<F: Frame + ?Sized>(frame: &F, error: &Packet) -> Option<Inner> {
     let start = error.transport + ICMP_HEADER;
@@ -66,6 +66,10 @@ fn inner_v6<F: Frame + ?Sized>(frame: &F, start: u32) -> Option<(Inner, u32)> {
     }
     let source = Address::new(frame.load(start + 8)?);
     let destination = Address::new(frame.load(start + 24)?);
+    // As in the packet itself: such an address would name a flow of IPv4.
+    if source.is_v4() || destination.is_v4() {
+        return None;
+    }
     Some((Inner { source, destination, source_port: [0; 2], destination_port: [0; 2], protocol }, start + 40))
 }
 

@@ -317,3 +317,12 @@ fn arp_names_its_sender() {
     other[14 + 4] = 8;
     assert_eq!(of(&other), Err(Reason::Malformed));
 }
+
+#[test]
+fn an_error_that_quotes_ipv4_addresses_in_an_ipv6_header_names_no_flow() {
+    for (source, destination, names_one) in [(B6, A6, true), (mapped(B), A6, false), (B6, mapped(A), false)] {
+        let quoted = ipv6(source, destination, protocol::UDP, 64, &udp_datagram(53, 54, b""));
+        let error = ipv6(A6, B6, protocol::ICMPV6, 64, &icmp_message(1, 0, &quoted[14..]));
+        assert_eq!(inner(&error[..], &of(&error).unwrap()).is_some(), names_one);
+    }
+}
