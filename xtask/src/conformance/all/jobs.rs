@@ -19,8 +19,10 @@ use crate::cluster::{self, Families, Proxy};
 use crate::conformance::report::Summary;
 use crate::process;
 
-/// Suites of this project in which verdicts are probed: test binaries of `tests/suites`.
-const SUITES: [&str; 6] = ["conformance", "combinations", "services", "attacks", "packets", "sandbox"];
+/// Suites of this project in which verdicts are probed, and what they rest on: test binaries of `tests/suites`. Flows from
+/// before a policy or an agent are in `lifecycle`, other nodes and the host network in `kubernetes`.
+const SUITES: [&str; 9] =
+    ["sandbox", "kernels", "packets", "attacks", "conformance", "lifecycle", "combinations", "services", "kubernetes"];
 
 /// Kernels beside the machine's own, as `cargo xtask vm` names them.
 const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];

@@ -55,8 +55,11 @@ pub(super) struct Choice {
     #[arg(long, value_name = "TEXT", requires = "all")]
     rows: Option<String>,
     /// With --all: run again what is finished
-    #[arg(long, requires = "all")]
+    #[arg(long, requires = "all", conflicts_with = "list")]
     again: bool,
+    /// With --all: only say which jobs there are, and which of them are finished for this commit
+    #[arg(long, requires = "all")]
+    list: bool,
 }
 
 /// Runs what is not finished, and prints the table: 0 if nothing is wrong, 1 if something is, 2 if a job could not run.
@@ -64,7 +67,7 @@ pub(super) struct Choice {
 /// # Errors
 /// There is no job, the record cannot be read or written, or the user interrupts.
 pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Result<ExitCode> {
-    let Choice { all: _, rows, again } = choice;
+    let Choice { all: _, rows, again, list } = choice;
     let wanted = |name: &String| rows.as_ref().is_none_or(|text| name.contains(text.as_str()));
     let jobs: Vec<_> = jobs::all().into_iter().map(|job| (context.name(&job), job)).collect();
     let jobs: Vec<_> = jobs.into_iter().filter(|(name, _)| wanted(name)).collect();
@@ -72,6 +75,10 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
         bail!("no job has this in its name");
     }
     let mut record = Record::open()?;
+    if *list {
+        print!("{}", listing(jobs.iter().map(|(name, _)| (name.as_str(), record.find(name)))));
+        return Ok(ExitCode::SUCCESS);
+    }
     eprintln!("conformance: {} jobs; the record is {}", jobs.len(), record.path().display());
     let mut finished: Vec<Finished> = Vec::new();
     let mut could_not = Vec::new();
@@ -116,6 +123,18 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
         (true, false) => ExitCode::from(1),
         (false, _) => ExitCode::from(2),
     })
+}
+
+/// The jobs by name, with what is known of each.
+fn listing<'a>(jobs: impl Iterator<Item = (&'a str, Option<&'a Finished>)>) -> String {
+    let line = |(name, finished): (&str, Option<&Finished>)| match finished {
+        Some(Finished { job: _, rows, seconds }) => {
+            let wrong = rows.iter().filter(|row| row.wrong > 0).count();
+            format!("{name:<28}  finished in {seconds} s: {} rows, {wrong} of them with something wrong\n", rows.len())
+        }
+        None => format!("{name:<28}  not run\n"),
+    };
+    jobs.map(line).collect()
 }
 
 /// The rows for people, and what is missing.
@@ -177,6 +196,15 @@ mod tests {
         assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong");
         assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0");
         assert_eq!(lines[3..], ["2 rows, 1 of them with something wrong", "could not run: kernel 5.10"]);
+    }
+
+    #[test]
+    fn the_list_says_of_each_job_whether_it_is_finished() {
+        let finished = Finished { job: "suite packets".to_owned(), rows: Vec::new(), seconds: 12 };
+        let text = listing([("suite packets", Some(&finished)), ("kernel 5.10", None)].into_iter());
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("suite packets ") && lines[0].contains("finished in 12 s"), "{text}");
+        assert!(lines[1].starts_with("kernel 5.10 ") && lines[1].ends_with("not run"), "{text}");
     }
 
     #[test]
