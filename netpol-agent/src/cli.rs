@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::config::{
     Attach, Config, Established, Families, FlowBudget, InterfaceName, LogConfig, LogFormat, MarkMask, MaxEndpoints,
-    NodeName, ObjectSource, Pending,
+    MaxFlows, NodeName, ObjectSource, Pending,
 };
 
 /// Exit status for a bad command line (`EX_USAGE` of sysexits.h).
@@ -158,12 +158,15 @@ struct RunArgs {
     /// Interfaces whose pod is not known yet: deny or allow their traffic
     #[arg(long, value_enum, default_value = "deny")]
     pending: Pending,
-    /// New flows a second that one pod may open in the long run
+    /// New flows a second that one pod may open in the long run, and its peers with it; of connections and of other flows
     #[arg(long, value_name = "FLOWS", default_value = "50000", value_parser = clap::value_parser!(u32).range(1..))]
     flow_rate: u32,
     /// New flows that one pod may open at once
     #[arg(long, value_name = "FLOWS", default_value = "100000", value_parser = clap::value_parser!(u32).range(1..))]
     flow_burst: u32,
+    /// Flows with a reply that this node can hold; no pod can take more than a quarter of it from the others
+    #[arg(long, value_name = "FLOWS", default_value = "131072")]
+    max_flows: MaxFlows,
     /// Pods that this node can hold
     #[arg(long, value_name = "NUMBER", default_value = "1024")]
     max_endpoints: MaxEndpoints,
@@ -210,6 +213,7 @@ fn config(arguments: RunArgs) -> Result<Config, UsageError> {
         pending,
         flow_rate,
         flow_burst,
+        max_flows,
         max_endpoints,
         overlay_ports,
         attach,
@@ -236,6 +240,7 @@ fn config(arguments: RunArgs) -> Result<Config, UsageError> {
         established,
         pending,
         flow_budget: FlowBudget { rate: flow_rate, burst: flow_burst },
+        max_flows,
         max_endpoints,
         overlay_ports,
         attach,
@@ -306,6 +311,7 @@ mod tests {
         assert_eq!(config.runtime_dir, PathBuf::from("/run/netpol-agent"));
         assert_eq!((config.established, config.pending), (Established::Recheck, Pending::Deny));
         assert_eq!(config.flow_budget, FlowBudget { rate: 50_000, burst: 100_000 });
+        assert_eq!(config.max_flows.get(), 131_072);
         assert_eq!(config.max_endpoints.get(), 1024);
         assert_eq!(config.overlay_ports, [8472]);
         assert_eq!(config.cni_cache, PathBuf::from("/var/lib/cni"));
@@ -321,6 +327,7 @@ mod tests {
             &["--service-cidr", "10.0.0.0/33"],
             &["--metrics-address", "9640"],
             &["--max-endpoints", "0"],
+            &["--max-flows", "100"],
             &["--flow-rate", "0"],
             &["--manifests", "/nowhere/at/all"],
             &["--api-server", "10.0.0.1:6443"],

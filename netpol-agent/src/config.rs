@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use netpol_common::abi;
+use netpol_common::abi::{self, Bucket};
 
 /// Everything `netpol-agent run` needs to know.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub struct Config {
     pub established: Established,
     /// What an interface may do while the pod behind it is unknown.
     pub pending: Pending,
+    /// Confirmed flows that the node can hold.
+    pub max_flows: MaxFlows,
     /// Token bucket for new flows, of each endpoint.
     pub flow_budget: FlowBudget,
     /// Size of the endpoint tables.
@@ -271,6 +273,12 @@ pub struct FlowBudget {
 }
 
 impl FlowBudget {
+    /// As programs are told.
+    #[must_use]
+    pub const fn bucket(self) -> Bucket {
+        Bucket { cost: self.cost_ns(), burst: self.burst_ns() }
+    }
+
     /// Nanoseconds that one flow costs; at least one.
     #[must_use]
     pub const fn cost_ns(self) -> u64 {
@@ -282,6 +290,29 @@ impl FlowBudget {
     #[must_use]
     pub const fn burst_ns(self) -> u64 {
         self.burst as u64 * self.cost_ns()
+    }
+}
+
+/// Size of the flow tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxFlows(u32);
+
+impl MaxFlows {
+    /// Confirmed flows with a place of their own, and as many without.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for MaxFlows {
+    type Err = InvalidValue;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        match text.parse() {
+            // Below, an account's sixteenth is nothing; above, the kernel may refuse the allocation.
+            Ok(number @ 1024..=4_194_304) => Ok(Self(number)),
+            _ => Err(InvalidValue(format!("{text:?} is not a number from 1024 to 4194304"))),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! The rules of connection tracking, without the tables: how a packet names its flow, how long a flow lasts, how many
 //! flows an endpoint may create (decision D5).
 //!
-//! Nothing sweeps the tables: an entry is judged expired when it is looked up, and the LRU reclaims it.
+//! An entry is judged expired when it is looked up. Its room is reclaimed by the LRU or, where nothing is evicted, by the
+//! agent's sweep, on which no verdict depends.
 
-use crate::abi::{Direction, FlowKey, FlowRow, initiator, phase};
+use crate::abi::{Direction, FlowKey, FlowRow, account, initiator, phase};
 use crate::parse::{Address, Packet, protocol, sctp_chunk, tcp_flags};
 use crate::tables::FlowTable;
 
@@ -16,10 +17,10 @@ pub mod timeout {
     /// TCP and SCTP with a reply: what the kernel's own connection tracking grants TCP, because where Services or
     /// masquerading are in the path a connection lives no longer than that, and where they are not, no less.
     pub const CONNECTION: u32 = 5 * 24 * 3600;
-    /// After a FIN or an SCTP SHUTDOWN: twice the segment lifetime of 60 s that the kernel assumes.
-    pub const FINISHED: u32 = 120;
-    /// After an RST or an SCTP ABORT: time for what is still under way; a forged one is undone by later data.
-    pub const RESET: u32 = 10;
+    /// After a FIN or RST, or what is like them in SCTP. Nothing proves that it was not forged, or that the other half of
+    /// the connection has ended: it is as long as a living connection can be silent where the kernel's keepalive watches
+    /// it (`tcp_keepalive_time` and nine probes, 75 s apart). Such a flow gives its place away, but is not forgotten.
+    pub const FINISHED: u32 = 7200 + 9 * 75;
     /// UDP before the first reply.
     pub const UDP_UNREPLIED: u32 = 60;
     /// UDP with a reply: what RFC 4787 REQ-5 recommends.
@@ -100,15 +101,35 @@ pub const fn key_of(ifindex: u32, local_port: [u8; 2], peer_port: [u8; 2], peer:
 pub const fn idle_timeout(table: FlowTable, protocol: u8, phase: u32) -> u32 {
     match (protocol, table) {
         (protocol::TCP | protocol::SCTP, FlowTable::Tombstones) => timeout::CONNECTION,
-        (protocol::TCP | protocol::SCTP, _) if phase & phase::RST != 0 => timeout::RESET,
-        (protocol::TCP | protocol::SCTP, _) if phase & phase::FIN != 0 => timeout::FINISHED,
-        (protocol::TCP | protocol::SCTP, FlowTable::Embryonic) => timeout::OPENING,
-        (protocol::TCP | protocol::SCTP, FlowTable::Confirmed) => timeout::CONNECTION,
-        (protocol::UDP, FlowTable::Embryonic) => timeout::UDP_UNREPLIED,
-        (protocol::UDP, FlowTable::Confirmed | FlowTable::Tombstones) => timeout::UDP,
+        (protocol::TCP | protocol::SCTP, FlowTable::Embryonic | FlowTable::OverEmbryonic) => timeout::OPENING,
+        (protocol::TCP | protocol::SCTP, _) if is_finished(phase) => timeout::FINISHED,
+        (protocol::TCP | protocol::SCTP, FlowTable::Confirmed | FlowTable::OverConfirmed) => timeout::CONNECTION,
+        (protocol::UDP, FlowTable::Embryonic | FlowTable::OverEmbryonic) => timeout::UDP_UNREPLIED,
+        (protocol::UDP, FlowTable::Confirmed | FlowTable::OverConfirmed | FlowTable::Tombstones) => timeout::UDP,
         (protocol::ICMP | protocol::ICMPV6, _) => timeout::ICMP,
         _ => timeout::OTHER,
     }
+}
+
+/// Whether a flow has come to its end, if what said so is true.
+#[must_use]
+#[inline(always)]
+pub const fn is_finished(phase: u32) -> bool {
+    phase & (phase::FIN | phase::RST) != 0
+}
+
+/// Whether a protocol has connections, which outlast silence.
+#[must_use]
+#[inline(always)]
+pub const fn is_connection(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::SCTP)
+}
+
+/// The account to which a flow is charged.
+#[must_use]
+#[inline(always)]
+pub const fn account_of(protocol: u8, row: &FlowRow) -> u32 {
+    account(row.endpoint, row.initiator, row.admission, is_connection(protocol))
 }
 
 /// Whether an entry still counts. Another CPU may have stored a second that this one has not reached.
@@ -210,7 +231,7 @@ mod tests {
         let ack = packet(&frames::tcp([10, 0, 0, 1], [10, 0, 0, 2], 1, 2, tcp_flags::ACK));
         let data = packet(&frames::tcp_data([10, 0, 0, 1], [10, 0, 0, 2], 1, 2, tcp_flags::ACK, b"x"));
         let after = next_phase(phase::REPLIED, &reset);
-        assert_eq!(idle_timeout(FlowTable::Confirmed, protocol::TCP, after), timeout::RESET);
+        assert_eq!(idle_timeout(FlowTable::OverConfirmed, protocol::TCP, after), timeout::FINISHED);
         assert_eq!(next_phase(after, &ack), after);
         assert_eq!(next_phase(after, &data), phase::REPLIED);
     }

@@ -9,15 +9,28 @@ use crate::abi::{
     FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings,
 };
 
-/// The three flow tables of decision D5.
+/// The flow tables of decision D5 (and docs/adr/0003).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowTable {
     /// No reply yet.
     Embryonic,
-    /// A reply was seen.
+    /// No reply yet, and opened faster than the account's budget: whoever else does so can evict it.
+    OverEmbryonic,
+    /// A reply was seen. Nothing is evicted.
     Confirmed,
+    /// A reply was seen, but the account's share is used up, or the flow has finished: it can be evicted.
+    OverConfirmed,
     /// Permission revoked.
     Tombstones,
+}
+
+impl FlowTable {
+    /// Whether its flows have seen a reply.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_confirmed(self) -> bool {
+        matches!(self, Self::Confirmed | Self::OverConfirmed)
+    }
 }
 
 /// The element could not be written: the map is full, or the kernel had no memory. The packet is dropped.
@@ -63,8 +76,17 @@ pub trait Tables {
     }
     /// Whole update of a flow; creates it.
     fn put_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> Result<(), Full>;
-    /// Removes a flow; absent is fine.
-    fn remove_flow(&self, table: FlowTable, key: &FlowKey);
+    /// Creates a flow; refused if there is one of this name, or no room.
+    fn add_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool;
+    /// Whole update of a flow that is there; refused if there is none.
+    fn replace_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool;
+    /// Removes a flow; answers whether it was there.
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) -> bool;
+    /// Rows of [`FlowTable::Confirmed`] that an account holds. The agent counts them now and then and corrects it: until
+    /// then it may be a few off, also below zero.
+    fn held(&self, account: u32) -> Option<i64>;
+    /// Adds to that number.
+    fn hold(&self, account: u32, add: i64);
     /// In-place store of `last_seen` and `phase` of an existing flow; absent is fine.
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32);
     /// The backends on this node of an address and port that a proxy rewrites; `None`: no proxy is known to.
@@ -86,14 +108,15 @@ pub trait Tables {
     fn decided(&self, key: &DecidedKey) -> Option<DecidedRow>;
     /// Remembers what was decided. A full table loses it, which costs another judgement.
     fn put_decided(&self, key: &DecidedKey, row: &DecidedRow);
-    /// Ports of a fragmented datagram.
+    /// Ports of a fragmented datagram, wherever they are remembered.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow>;
-    /// Remembers the ports of a fragmented datagram.
-    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full>;
-    /// The token bucket of an endpoint: theoretical arrival time in ns of the boot clock (see [`crate::flow`]).
-    fn bucket(&self, endpoint: u32) -> Option<u64>;
+    /// Remembers the ports of a fragmented datagram; `over`: beyond the account's budget, where others can evict it.
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow, over: bool) -> Result<(), Full>;
+    /// A token bucket by [`bucket_index`](crate::abi::bucket_index): theoretical arrival time in ns of the boot clock (see
+    /// [`crate::flow`]).
+    fn bucket(&self, index: u32) -> Option<u64>;
     /// Stores a token bucket.
-    fn put_bucket(&self, endpoint: u32, value: u64);
+    fn put_bucket(&self, index: u32, value: u64);
     /// Adds to a counter; an index out of range is ignored.
     fn count(&self, index: u32, add: Counter);
 }

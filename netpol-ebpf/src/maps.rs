@@ -1,14 +1,14 @@
 //! The maps, and [`Tables`] over them. Names, keys and values are the ABI's; sizes that depend on configuration are set
 //! by the loader.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use netpol_common::abi::{
-    AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, Digest, DigestKey, EndpointOptions,
+    ACCOUNTS, AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, Digest, DigestKey, EndpointOptions,
     EndpointWord, FlowKey, FlowRow, FragmentKey, FragmentRow, InterfaceRow, PORT_PREFIX_FULL, PortKeyData, PortRow,
-    REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, sizes,
+    REASONS, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, budget, sizes,
 };
 use netpol_common::decide::Scratch;
 use netpol_common::tables::{FlowTable, Full, Tables};
@@ -40,15 +40,24 @@ static RULES: HashMap<RuleKey, RuleRow> = HashMap::with_max_entries(sizes::RULES
 #[map]
 static PORTS: LpmTrie<PortKeyData, PortRow> = LpmTrie::with_max_entries(sizes::PORTS, BPF_F_NO_PREALLOC);
 #[map]
-static EMBRYONIC: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
+static EMBRYONIC: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS / 2, 0);
 #[map]
-static CONFIRMED: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
+static OVER_EMBRYONIC: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS / 2, 0);
+#[map]
+static CONFIRMED: HashMap<FlowKey, FlowRow> = HashMap::with_max_entries(sizes::FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+static OVER_CONFIRMED: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
+// Memory-mapped, so that the agent corrects a number while programs add to it.
+#[map]
+static HELD: Array<i64> = Array::with_max_entries(sizes::ENDPOINTS * ACCOUNTS, BPF_F_MMAPABLE);
 #[map]
 static TOMBSTONES: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::TOMBSTONES, 0);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(sizes::FRAGMENTS, 0);
 #[map]
-static BUCKETS: Array<u64> = Array::with_max_entries(sizes::ENDPOINTS, 0);
+static OVER_FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(sizes::FRAGMENTS, 0);
+#[map]
+static BUCKETS: Array<u64> = Array::with_max_entries(sizes::ENDPOINTS * ACCOUNTS * budget::COUNT, 0);
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ROWS, 0);
 #[map]
@@ -82,13 +91,32 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
 /// The maps of this object.
 pub(crate) struct BpfTables;
 
-#[inline(always)]
-fn flows(table: FlowTable) -> &'static LruHashMap<FlowKey, FlowRow> {
-    match table {
-        FlowTable::Embryonic => &EMBRYONIC,
-        FlowTable::Confirmed => &CONFIRMED,
-        FlowTable::Tombstones => &TOMBSTONES,
-    }
+/// Carries out an operation on the map of a flow table; they are of two types.
+macro_rules! on_flows {
+    ($table:expr, $map:ident => $operation:expr) => {
+        match $table {
+            FlowTable::Embryonic => {
+                let $map = &EMBRYONIC;
+                $operation
+            }
+            FlowTable::OverEmbryonic => {
+                let $map = &OVER_EMBRYONIC;
+                $operation
+            }
+            FlowTable::Confirmed => {
+                let $map = &CONFIRMED;
+                $operation
+            }
+            FlowTable::OverConfirmed => {
+                let $map = &OVER_CONFIRMED;
+                $operation
+            }
+            FlowTable::Tombstones => {
+                let $map = &TOMBSTONES;
+                $operation
+            }
+        }
+    };
 }
 
 /// Copies a row out of a hash: its element may be recycled behind our back.
@@ -158,12 +186,12 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn flow(&self, table: FlowTable, key: &FlowKey) -> Option<FlowRow> {
         // SAFETY: as in `row`.
-        flows(table).get_ptr(key).map(|row| unsafe { *row })
+        on_flows!(table, map => map.get_ptr(key)).map(|row| unsafe { *row })
     }
 
     #[inline(always)]
     fn load_flow(&self, table: FlowTable, key: &FlowKey, row: &mut FlowRow) -> bool {
-        match flows(table).get_ptr(key) {
+        match on_flows!(table, map => map.get_ptr(key)) {
             // SAFETY: as in `row`. By words: the compiler else calls a byte loop.
             Some(found) => unsafe {
                 let (from, to) = (found.cast::<u64>(), core::ptr::from_mut(row).cast::<u64>());
@@ -180,18 +208,42 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn put_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> Result<(), Full> {
-        flows(table).insert(key, row, u64::from(BPF_ANY)).map_err(|_errno| Full)
+        on_flows!(table, map => map.insert(key, row, u64::from(BPF_ANY))).map_err(|_errno| Full)
     }
 
     #[inline(always)]
-    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
-        // Absent is fine: another CPU was faster.
-        let _status = flows(table).remove(key);
+    fn add_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        on_flows!(table, map => map.insert(key, row, u64::from(BPF_NOEXIST))).is_ok()
+    }
+
+    #[inline(always)]
+    fn replace_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        on_flows!(table, map => map.insert(key, row, u64::from(BPF_EXIST))).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) -> bool {
+        on_flows!(table, map => map.remove(key)).is_ok()
+    }
+
+    #[inline(always)]
+    fn held(&self, account: u32) -> Option<i64> {
+        // SAFETY: as in `row`; volatile, because others add to it.
+        HELD.get_ptr(account).map(|held| unsafe { held.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn hold(&self, account: u32, add: i64) {
+        if let Some(held) = HELD.get_ptr_mut(account) {
+            // SAFETY: as in `row`; a load and a store of an aligned word. Not one atomic operation, which Rust does not offer
+            // for a target without compare-and-swap: of two that come at once, one may be lost until the agent counts.
+            unsafe { held.write_volatile(held.read_volatile().wrapping_add(add)) };
+        }
     }
 
     #[inline(always)]
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32) {
-        if let Some(row) = flows(table).get_ptr_mut(key) {
+        if let Some(row) = on_flows!(table, map => map.get_ptr_mut(key)) {
             // SAFETY: as in `row`; two aligned words, each stored at once, which other CPUs may store as well.
             unsafe {
                 (&raw mut (*row).last_seen).write_volatile(last_seen);
@@ -241,23 +293,28 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
         // SAFETY: as in `row`.
-        FRAGMENTS.get_ptr(key).map(|row| unsafe { *row })
+        FRAGMENTS.get_ptr(key).or_else(|| OVER_FRAGMENTS.get_ptr(key)).map(|row| unsafe { *row })
     }
 
     #[inline(always)]
-    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full> {
-        FRAGMENTS.insert(key, row, u64::from(BPF_ANY)).map_err(|_errno| Full)
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow, over: bool) -> Result<(), Full> {
+        if over {
+            // An older one of the same name would be found in place of it.
+            let _absent = FRAGMENTS.remove(key);
+        }
+        let map = if over { &OVER_FRAGMENTS } else { &FRAGMENTS };
+        map.insert(key, row, u64::from(BPF_ANY)).map_err(|_errno| Full)
     }
 
     #[inline(always)]
-    fn bucket(&self, endpoint: u32) -> Option<u64> {
+    fn bucket(&self, index: u32) -> Option<u64> {
         // SAFETY: as in `row`; volatile, because other CPUs store it.
-        BUCKETS.get_ptr(endpoint).map(|bucket| unsafe { bucket.read_volatile() })
+        BUCKETS.get_ptr(index).map(|bucket| unsafe { bucket.read_volatile() })
     }
 
     #[inline(always)]
-    fn put_bucket(&self, endpoint: u32, value: u64) {
-        if let Some(bucket) = BUCKETS.get_ptr_mut(endpoint) {
+    fn put_bucket(&self, index: u32, value: u64) {
+        if let Some(bucket) = BUCKETS.get_ptr_mut(index) {
             // SAFETY: as in `row`; one aligned store.
             unsafe { bucket.write_volatile(value) };
         }

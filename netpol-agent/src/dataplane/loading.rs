@@ -14,9 +14,8 @@ use tracing::info;
 use super::attach::Program;
 use super::maps::MapsError;
 use super::pins::{PinError, Pins};
-use super::shapes::{Shape, shapes};
+use super::shapes::{Shape, Sizes, shapes};
 use super::{DataplaneError, object, sys};
-use crate::config::MaxEndpoints;
 
 /// Where it is recorded which object the pinned programs came from.
 const OBJECT: DigestKey = DigestKey { kind: id_kind::OBJECT, id: 0 };
@@ -38,7 +37,7 @@ pub(super) fn pinned_object(pins: &Pins, adopted: bool) -> Result<Option<Digest>
     if !adopted {
         return Ok(None);
     }
-    check_compatible(pins, &shapes(1))?;
+    check_compatible(pins, &shapes(Sizes::SMALLEST))?;
     Ok(digests(pins)?.get(&OBJECT, 0).ok())
 }
 
@@ -49,14 +48,14 @@ fn digests(pins: &Pins) -> Result<HashMap<MapData, DigestKey, Digest>, MapsError
 }
 
 /// Loads the object onto the pinned maps, or new ones, and pins the programs unless the pinned ones are the same.
-pub(super) fn load(pins: &Pins, endpoints: MaxEndpoints, adopted: bool) -> Result<(), DataplaneError> {
+pub(super) fn load(pins: &Pins, sizes: Sizes, adopted: bool) -> Result<(), DataplaneError> {
     if adopted {
         // Who is cut off half way leaves programs of two objects. Absent is fine.
         let _absent = digests(pins)?.remove(&OBJECT);
     }
     // An adopted map keeps the size it was made with, whatever the flags say now.
     let size = |shape: &Shape| if adopted { pinned_size(pins, shape.name) } else { Ok(shape.max_entries) };
-    let loaded = load_programs(pins, &shapes(endpoints.get()), size, adopted, Program::name)?;
+    let loaded = load_programs(pins, &shapes(sizes), size, adopted, Program::name)?;
     #[cfg(feature = "datapath-log")]
     let loaded = super::datapath_log::forward(loaded, pins)?;
     drop(loaded);
@@ -70,7 +69,7 @@ pub(super) fn load(pins: &Pins, endpoints: MaxEndpoints, adopted: bool) -> Resul
 /// Loads each program once more: see [`super::attach`] for what the second copy is for.
 pub(super) fn load_twins(pins: &Pins) -> Result<(), DataplaneError> {
     let size = |shape: &Shape| pinned_size(pins, shape.name);
-    load_programs(pins, &shapes(1), size, true, Program::twin_name).map(drop)
+    load_programs(pins, &shapes(Sizes::SMALLEST), size, true, Program::twin_name).map(drop)
 }
 
 fn load_programs(

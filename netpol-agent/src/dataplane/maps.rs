@@ -3,21 +3,21 @@
 //! Programs alone write flows; the agent writes everything else, one [`MapOp`] at a time and in the plan's order, which
 //! is what keeps every intermediate state correct (decision D10).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use netpol_common::abi::Direction;
 use netpol_common::abi::{
-    self, AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, FlowKey,
-    FlowRow, InterfaceRow, PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index,
-    id_kind, mapped, names, setting_flags,
+    self, AddressKey, AgentState, ClassRow, Counter, Digest, DigestKey, EndpointOptions, EndpointWord, InterfaceRow,
+    PortKeyData, PortRow, RuleKey, RuleRow, ServiceKey, ServiceRow, Settings, counter_index, id_kind, mapped, names,
+    setting_flags,
 };
 use netpol_policy::compile::{MapOp, Snapshot};
 
+use super::flows::Flows;
 use super::pins::Pins;
 use super::sys;
 use super::words::EndpointWords;
@@ -72,21 +72,28 @@ impl MapsError {
     }
 }
 
-fn map_error(map: &'static str) -> impl Fn(MapError) -> MapsError {
+pub(super) fn map_error(map: &'static str) -> impl Fn(MapError) -> MapsError {
     move |source| MapsError::Map { map, source }
 }
 
+/// Whether the kernel has refused with this error number.
+pub(super) fn is_errno(error: &MapError, errno: i32) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(errno))
+}
+
 /// Removing what is not there is what was wanted.
-fn absent_is_fine(map: &'static str, result: Result<(), MapError>) -> Result<(), MapsError> {
+pub(super) fn absent_is_fine(map: &'static str, result: Result<(), MapError>) -> Result<(), MapsError> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) if is_errno(&error, libc::ENOENT) => Ok(()),
         Err(error) => Err(map_error(map)(error)),
     }
 }
 
 /// All maps that the agent reads or writes.
 pub struct Maps {
+    /// The flow tables.
+    pub flows: Flows,
     words: EndpointWords,
     interfaces: HashMap<MapData, u32, InterfaceRow>,
     addresses: HashMap<MapData, AddressKey, u32>,
@@ -97,9 +104,6 @@ pub struct Maps {
     cidr6: LpmTrie<MapData, [u8; 16], u32>,
     rules: HashMap<MapData, RuleKey, RuleRow>,
     ports: LpmTrie<MapData, PortKeyData, PortRow>,
-    embryonic: FlowMap,
-    confirmed: FlowMap,
-    tombstones: FlowMap,
     counters: PerCpuArray<MapData, Counter>,
     settings: Array<MapData, Settings>,
     digests: HashMap<MapData, DigestKey, Digest>,
@@ -108,7 +112,7 @@ pub struct Maps {
     service_cidrs: LpmTrie<MapData, [u8; 16], u32>,
 }
 
-fn open<T>(pins: &Pins, name: &'static str) -> Result<T, MapsError>
+pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<T, MapsError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -119,12 +123,8 @@ where
 impl Maps {
     /// Opens the maps that are pinned.
     pub fn open(pins: &Pins) -> Result<Self, MapsError> {
-        let data = MapData::from_pin(pins.map(names::ENDPOINT_WORDS)).map_err(map_error(names::ENDPOINT_WORDS))?;
-        let count = data.info().map_err(map_error(names::ENDPOINT_WORDS))?.max_entries();
-        let words = EndpointWords::map(data.fd().as_fd(), count)
-            .map_err(|source| MapsError::Syscall { map: names::ENDPOINT_WORDS, source })?;
         Ok(Self {
-            words,
+            words: EndpointWords::open(pins)?,
             interfaces: open(pins, names::INTERFACES)?,
             addresses: open(pins, names::ADDRESSES)?,
             options: open(pins, names::OPTIONS)?,
@@ -134,9 +134,7 @@ impl Maps {
             cidr6: open(pins, names::CIDR6)?,
             rules: open(pins, names::RULES)?,
             ports: open(pins, names::PORTS)?,
-            embryonic: FlowMap::open(pins, names::EMBRYONIC)?,
-            confirmed: FlowMap::open(pins, names::CONFIRMED)?,
-            tombstones: FlowMap::open(pins, names::TOMBSTONES)?,
+            flows: Flows::open(pins)?,
             counters: open(pins, names::COUNTERS)?,
             settings: open(pins, names::SETTINGS)?,
             digests: open(pins, names::DIGESTS)?,
@@ -329,29 +327,6 @@ impl Maps {
         Ok(snapshot)
     }
 
-    /// Removes every flow of some interfaces, in one walk over the tables. Fragments expire by themselves.
-    pub fn purge_flows(&mut self, interfaces: &BTreeSet<u32>) -> Result<usize, MapsError> {
-        let mut purged = 0;
-        for table in [&mut self.embryonic, &mut self.confirmed, &mut self.tombstones] {
-            for key in table.keys()? {
-                if interfaces.contains(&key.ifindex) {
-                    absent_is_fine(table.name, table.rows.remove(&key))?;
-                    purged += 1;
-                }
-            }
-        }
-        Ok(purged)
-    }
-
-    /// Plants a flow that the kernel's connection tracking knows, unless the programs already know it.
-    pub fn seed_flow(&mut self, key: FlowKey, row: FlowRow) -> Result<(), MapsError> {
-        const BPF_NOEXIST: u64 = 1;
-        match self.confirmed.rows.insert(key, row, BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-            other => other.map_err(map_error(names::CONFIRMED)),
-        }
-    }
-
     /// Sets all counters of an endpoint to zero, before its number is given to another pod.
     pub fn reset_counters(&mut self, endpoint: u32) -> Result<(), MapsError> {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -387,27 +362,5 @@ fn range_of(prefix_len: u32, data: [u8; 16]) -> Option<IpNet> {
     match IpAddr::from(data).to_canonical() {
         IpAddr::V4(address) => IpNet::new(address.into(), length.checked_sub(MAPPED)?).ok(),
         IpAddr::V6(address) => IpNet::new(address.into(), length).ok(),
-    }
-}
-
-/// A flow table, with a descriptor of its own for reading it in batches.
-#[derive(Debug)]
-struct FlowMap {
-    name: &'static str,
-    rows: HashMap<MapData, FlowKey, FlowRow>,
-    fd: OwnedFd,
-}
-
-impl FlowMap {
-    fn open(pins: &Pins, name: &'static str) -> Result<Self, MapsError> {
-        let fd = sys::open_pinned(&pins.map(name)).map_err(|source| MapsError::Syscall { map: name, source })?;
-        Ok(Self { name, rows: open(pins, name)?, fd })
-    }
-
-    fn keys(&self) -> Result<Vec<FlowKey>, MapsError> {
-        let mut keys = Vec::new();
-        sys::lookup_batch(self.fd.as_fd(), |key: FlowKey, _row: FlowRow| keys.push(key))
-            .map_err(|source| MapsError::Syscall { map: self.name, source })?;
-        Ok(keys)
     }
 }

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod counters;
 #[cfg(feature = "datapath-log")]
 mod datapath_log;
+pub mod flows;
 mod loading;
 pub mod maps;
 pub mod object;
@@ -30,6 +31,7 @@ use attach::{AttachError, Attacher, Mechanism, Place, Program, Role};
 use counters::{DropCounters, EndpointNamespaces};
 use maps::{Maps, MapsError};
 use pins::{PinError, Pins};
+use shapes::Sizes;
 
 /// The datapath could not be set up or used.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +120,7 @@ impl Dataplane {
         // whoever reads a log must have loaded the programs that write it.
         let is_loaded = made_of == Some(loading::object_digest()) && programs.iter().all(|path| path.exists());
         if !is_loaded || cfg!(feature = "datapath-log") {
-            loading::load(&pins, config.max_endpoints, adopted)?;
+            loading::load(&pins, Sizes::of(config), adopted)?;
         }
         let mechanism = match config.attach {
             Attach::Auto => Mechanism::probe(),

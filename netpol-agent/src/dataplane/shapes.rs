@@ -2,10 +2,12 @@
 
 use aya::maps::MapType;
 use netpol_common::abi::{
-    AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, DigestKey, EndpointOptions, EndpointWord,
-    FlowKey, FlowRow, FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey, RuleRow,
-    ServiceKey, ServiceRow, Settings, names, sizes,
+    ACCOUNTS, AddressKey, AgentState, ClassRow, Counter, DecidedKey, DecidedRow, DigestKey, EndpointOptions,
+    EndpointWord, FlowKey, FlowRow, FragmentKey, FragmentRow, InterfaceRow, PortKeyData, PortRow, REASONS, RuleKey,
+    RuleRow, ServiceKey, ServiceRow, Settings, budget, names, sizes,
 };
+
+use crate::config::Config;
 
 /// The shape of one map.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,9 +35,31 @@ const fn lpm<K, V>(name: &'static str, max_entries: u32) -> Shape {
     Shape { name, map_type: MapType::LpmTrie, key_size, value_size: size_of::<V>() as u32, max_entries }
 }
 
-/// The shapes of all maps, for a number of endpoints.
+/// What depends on configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Endpoint numbers.
+    pub endpoints: u32,
+    /// Confirmed flows.
+    pub flows: u32,
+}
+
+impl Sizes {
+    /// For maps that are there already and keep their size.
+    pub const SMALLEST: Self = Self { endpoints: 1, flows: 2 };
+
+    /// As configured.
+    #[must_use]
+    pub const fn of(config: &Config) -> Self {
+        Self { endpoints: config.max_endpoints.get(), flows: config.max_flows.get() }
+    }
+}
+
+/// The shapes of all maps.
 #[must_use]
-pub fn shapes(endpoints: u32) -> Vec<Shape> {
+pub fn shapes(sizes: Sizes) -> Vec<Shape> {
+    let Sizes { endpoints, flows } = sizes;
+    let accounts = endpoints * ACCOUNTS;
     vec![
         shape::<u32, EndpointWord>(names::ENDPOINT_WORDS, MapType::Array, endpoints),
         shape::<u32, InterfaceRow>(names::INTERFACES, MapType::Hash, sizes::INTERFACES),
@@ -47,11 +71,15 @@ pub fn shapes(endpoints: u32) -> Vec<Shape> {
         lpm::<[u8; 16], u32>(names::CIDR6, sizes::CIDRS),
         shape::<RuleKey, RuleRow>(names::RULES, MapType::Hash, sizes::RULES),
         lpm::<PortKeyData, PortRow>(names::PORTS, sizes::PORTS),
-        shape::<FlowKey, FlowRow>(names::EMBRYONIC, MapType::LruHash, sizes::FLOWS),
-        shape::<FlowKey, FlowRow>(names::CONFIRMED, MapType::LruHash, sizes::FLOWS),
+        shape::<FlowKey, FlowRow>(names::EMBRYONIC, MapType::LruHash, flows / 2),
+        shape::<FlowKey, FlowRow>(names::OVER_EMBRYONIC, MapType::LruHash, flows / 2),
+        shape::<FlowKey, FlowRow>(names::CONFIRMED, MapType::Hash, flows),
+        shape::<FlowKey, FlowRow>(names::OVER_CONFIRMED, MapType::LruHash, flows),
+        shape::<u32, i64>(names::HELD, MapType::Array, accounts),
         shape::<FlowKey, FlowRow>(names::TOMBSTONES, MapType::LruHash, sizes::TOMBSTONES),
         shape::<FragmentKey, FragmentRow>(names::FRAGMENTS, MapType::LruHash, sizes::FRAGMENTS),
-        shape::<u32, u64>(names::BUCKETS, MapType::Array, endpoints),
+        shape::<FragmentKey, FragmentRow>(names::OVER_FRAGMENTS, MapType::LruHash, sizes::FRAGMENTS),
+        shape::<u32, u64>(names::BUCKETS, MapType::Array, accounts * budget::COUNT),
         shape::<u32, Counter>(names::COUNTERS, MapType::PerCpuArray, endpoints * 2 * REASONS),
         shape::<u32, Settings>(names::SETTINGS, MapType::Array, 1),
         shape::<DigestKey, [u8; 16]>(names::DIGESTS, MapType::Hash, sizes::DIGESTS),
@@ -75,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_map_has_a_shape() {
-        let mut shaped: Vec<_> = shapes(8).iter().map(|shape| shape.name).collect();
+        let mut shaped: Vec<_> = shapes(Sizes::SMALLEST).iter().map(|shape| shape.name).collect();
         let mut all = names::ALL.to_vec();
         shaped.sort_unstable();
         all.sort_unstable();

@@ -236,6 +236,12 @@ impl Collector for Snapshot {
             "Whether packets of pods that bear no stamp are dropped, as from when every port of the pod bridge is attached",
             [(vec![], f64::from(u8::from(inner.armed)))],
         )?;
+        gauges(
+            encoder,
+            "netpol_flow_shares_used_up",
+            "Shares of flows that pods of this node have used up: what they or their peers open beyond it can be evicted",
+            [(vec![], count(inner.used_up_shares))],
+        )?;
         let invalid = inner.rejected.get("NetworkPolicy").copied().unwrap_or_default();
         let modes = [("enforce", inner.policies), ("invalid", invalid)];
         gauges(

@@ -136,6 +136,7 @@ struct Inner {
     watch_errors: BTreeMap<Kind, u64>,
     bridge_netfilter: BTreeMap<&'static str, bool>,
     armed: bool,
+    used_up_shares: usize,
     last_sync: Option<Timestamp>,
 }
 
@@ -247,6 +248,11 @@ impl State {
     /// Whether what comes from a pod without a stamp is dropped.
     pub fn set_armed(&self, armed: bool) {
         self.inner.lock().armed = armed;
+    }
+
+    /// Accounts of pods that hold as many confirmed flows as they may.
+    pub fn set_used_up_shares(&self, accounts: usize) {
+        self.inner.lock().used_up_shares = accounts;
     }
 
     /// The kernel refused a write to a map; `errno` is the raw error number.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use netpol_common::abi::{
     AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE,
-    SENDER_UNKNOWN, SET_ALLOW_ALL, admission, endpoint_flags, id_kind, initiator, mapped, phase, stamp,
+    SENDER_UNKNOWN, SET_ALLOW_ALL, admission, endpoint_flags, id_kind, initiator, mapped, names, phase, stamp,
 };
 use netpol_policy::compile::{Change, Endpoint, MapOp};
 use tracing::{debug, info, warn};
@@ -15,11 +15,13 @@ use tracing::{debug, info, warn};
 use super::hooks::{BRIDGE_ROW, Devices};
 use super::numbers::{self, Numbers};
 use super::ports::{Port, Ports};
+use super::premises::share;
 use super::{Engine, REVERSE_WINDOW};
 use crate::clock::boot_seconds;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach::Role;
+use crate::dataplane::flows::Swept;
 use crate::interfaces::cni;
 use crate::interfaces::conntrack::{self, Connection};
 use crate::interfaces::identity::Identity;
@@ -57,7 +59,7 @@ pub(super) fn take_over_rows(
         }
     }
     if !gone.is_empty() {
-        let _purged = dataplane.maps.purge_flows(&gone)?;
+        let _purged = dataplane.maps.flows.purge(&gone)?;
     }
     let unused: Vec<u32> = numbers.used().filter(|number| !kept.contains(number)).collect();
     for number in unused {
@@ -198,7 +200,7 @@ fn seed(
                 came_by: 0,
                 came_endpoint: 0,
             };
-            match dataplane.maps.seed_flow(key, row) {
+            match dataplane.maps.flows.seed(key, row) {
                 Ok(()) => seeded += 1,
                 // One connection less that survives; all that follows is worth more.
                 Err(error) => warn!(%error, "could not plant a flow"),
@@ -431,10 +433,30 @@ impl Engine {
         self.state.set_endpoints(counts);
     }
 
+    /// Removes expired flows from the table that evicts nothing. Where that fails, new flows may go without a place of their
+    /// own, no worse.
+    pub(super) fn sweep_flows(&mut self) {
+        let swept = self.dataplane.map_size(names::CONFIRMED).and_then(|places| {
+            let swept = self.dataplane.maps.flows.sweep(share(places).into(), boot_seconds())?;
+            Ok((swept, places))
+        });
+        match swept {
+            Ok((Swept { expired, left, used_up }, places)) => {
+                debug!(expired, left, used_up, "swept the flows");
+                self.state.set_map(names::CONFIRMED, left as u64, places.into());
+                self.state.set_used_up_shares(used_up);
+            }
+            Err(error) => {
+                self.state.sync_failed(Stage::Maps);
+                warn!(%error, "could not sweep the flows, trying again");
+            }
+        }
+    }
+
     /// Removes flows of interfaces that are gone.
     pub(super) fn purge(&mut self) -> anyhow::Result<()> {
         if !self.purge.is_empty() {
-            let _purged = self.dataplane.maps.purge_flows(&std::mem::take(&mut self.purge))?;
+            let _purged = self.dataplane.maps.flows.purge(&std::mem::take(&mut self.purge))?;
         }
         Ok(())
     }

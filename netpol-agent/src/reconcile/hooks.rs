@@ -194,7 +194,8 @@ impl Engine {
         // Remembered first: a successor must not wait again.
         let state = AgentState { armed: 1, ..self.dataplane.maps.state()? };
         self.dataplane.maps.set_state(state)?;
-        self.dataplane.maps.set_settings(settings(&self.config, true))?;
+        let settings = settings(&self.config, &self.dataplane, true)?;
+        self.dataplane.maps.set_settings(settings)?;
         self.armed = true;
         info!("armed: what comes from a pod without a stamp is dropped from now on");
         Ok(())

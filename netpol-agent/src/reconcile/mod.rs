@@ -119,7 +119,8 @@ impl Engine {
         let mut dataplane = Dataplane::open(&config)?;
         dataplane.check_owner(&config)?;
         let armed = dataplane.maps.state()?.armed != 0;
-        dataplane.maps.set_settings(settings(&config, armed))?;
+        let settings = settings(&config, &dataplane, armed)?;
+        dataplane.maps.set_settings(settings)?;
         let mut numbers = Numbers::new(dataplane.map_size(names::ENDPOINT_WORDS)?, dataplane.maps.endpoint_digests()?);
         let first_run = dataplane.maps.state()?.progress == progress::NOTHING;
         let mut ports = Ports::new(config.pod_bridge.as_str());
@@ -385,6 +386,7 @@ impl Engine {
         self.keep_guard();
         if now >= self.next_verify {
             self.verify();
+            self.sweep_flows();
             self.next_verify = now + VERIFY_EVERY;
         }
         self.purge()?;

@@ -1,7 +1,8 @@
 //! What must be true, known or written before the first packet is judged: that nobody else uses our bits of the mark, how
 //! much the maps hold, and what programs are told of the configuration.
 
-use netpol_common::abi::{Settings, names, setting_flags};
+use netpol_common::abi::{Bucket, Settings, names, setting_flags};
+use netpol_common::flow::timeout;
 use netpol_policy::compile::Capacities;
 use tracing::info;
 
@@ -49,8 +50,24 @@ pub(super) fn capacities(dataplane: &Dataplane) -> anyhow::Result<Capacities> {
     })
 }
 
+/// An account may take a sixteenth of a table's places, so a pod, with four accounts, a quarter.
+const SHARE: u32 = 16;
+
+/// Places of a table that an account may take.
+pub(super) const fn share(places: u32) -> u32 {
+    places / SHARE
+}
+
+/// A budget by which an account never has more than its share of the places of an LRU, where an entry is wanted for
+/// `life` seconds: half of it at once, the other half in that time.
+const fn budget(places: u32, life: u32) -> Bucket {
+    let half = share(places) as u64 / 2;
+    let cost = life as u64 * 1_000_000_000 / half;
+    Bucket { cost, burst: half * cost }
+}
+
 /// What programs are told.
-pub(super) fn settings(config: &Config, armed: bool) -> Settings {
+pub(super) fn settings(config: &Config, dataplane: &Dataplane, armed: bool) -> anyhow::Result<Settings> {
     let mut flags = if armed { setting_flags::ARMED } else { 0 };
     match config.established {
         Established::Recheck => {}
@@ -64,11 +81,13 @@ pub(super) fn settings(config: &Config, armed: bool) -> Settings {
     for (slot, port) in overlay_ports.iter_mut().zip(&config.overlay_ports) {
         *slot = port.to_be_bytes();
     }
-    Settings {
+    Ok(Settings {
         flags,
         mark_shift: config.mark_mask.bits().trailing_zeros(),
-        bucket_cost: config.flow_budget.cost_ns(),
-        bucket_burst: config.flow_budget.burst_ns(),
+        flows: config.flow_budget.bucket(),
+        opening: budget(dataplane.map_size(names::EMBRYONIC)?, timeout::OPENING),
+        fragments: budget(dataplane.map_size(names::FRAGMENTS)?, timeout::FRAGMENTS),
+        share: share(dataplane.map_size(names::CONFIRMED)?).into(),
         overlay_ports,
-    }
+    })
 }

@@ -87,6 +87,41 @@ pub mod phase {
     pub const GUESSED: u32 = 1 << 3;
 }
 
+/// Whom an entry of a flow table is charged to: each endpoint has four accounts, so that what its peers start takes nothing
+/// from what it starts itself, nor datagrams from connections.
+pub const ACCOUNTS: u32 = 4;
+
+/// Index into [`names::HELD`](super::names::HELD): the account of what `initiator` has started.
+///
+/// The own node's flows, which nobody else can start, are charged to [`super::PENDING_ENDPOINT`] and never refused.
+#[must_use]
+#[inline(always)]
+pub const fn account(endpoint: u32, initiator: u8, admission: u8, is_connection: bool) -> u32 {
+    if admission == admission::OWN_NODE {
+        return super::PENDING_ENDPOINT * ACCOUNTS;
+    }
+    endpoint * ACCOUNTS + if initiator == initiator::PEER { 2 } else { 0 } + is_connection as u32
+}
+
+/// What an account's token buckets are for.
+pub mod budget {
+    /// New flows and first replies, in all; beyond it they are dropped.
+    pub const FLOWS: u32 = 0;
+    /// New flows that get a place in [`names::EMBRYONIC`](super::super::names::EMBRYONIC).
+    pub const OPENING: u32 = 1;
+    /// Fragmented datagrams that get a place in [`names::FRAGMENTS`](super::super::names::FRAGMENTS).
+    pub const FRAGMENTS: u32 = 2;
+    /// Buckets of an account.
+    pub const COUNT: u32 = 3;
+}
+
+/// Index into [`names::BUCKETS`](super::names::BUCKETS).
+#[must_use]
+#[inline(always)]
+pub const fn bucket_index(account: u32, budget: u32) -> u32 {
+    account * budget::COUNT + budget
+}
+
 /// Names a fragmented datagram at one interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
@@ -99,7 +134,8 @@ pub struct FragmentKey {
     pub source: [u8; 16],
     /// Destination, IPv4 in mapped form.
     pub destination: [u8; 16],
-    /// IP protocol number of the datagram.
+    /// IP protocol number of an IPv4 datagram. 0 for IPv6: RFC 8200 section 4.5 identifies a datagram without it, and lets
+    /// the next header of later fragments be another one.
     pub protocol: u8,
     /// [`Direction`](super::Direction) as u8.
     pub direction: u8,
@@ -117,4 +153,8 @@ pub struct FragmentRow {
     pub destination_port: [u8; 2],
     /// Second of the boot clock.
     pub last_seen: u32,
+    /// IP protocol number of the datagram.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
 }

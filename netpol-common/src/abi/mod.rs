@@ -14,12 +14,13 @@ mod services;
 use core::mem::size_of;
 
 pub use flows::{
-    CAME_FROM_POD, FlowKey, FlowRow, FragmentKey, FragmentRow, SENDER_UNKNOWN, admission, initiator, phase,
+    ACCOUNTS, CAME_FROM_POD, FlowKey, FlowRow, FragmentKey, FragmentRow, SENDER_UNKNOWN, account, admission,
+    bucket_index, budget, initiator, phase,
 };
 pub use services::{DecidedKey, DecidedRow, LOCAL_BACKENDS, LocalBackend, ServiceKey, ServiceRow, stamp};
 
 /// Version of everything in this module; part of the pin path `/sys/fs/bpf/netpol-agent/v<ABI>`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the TC programs: the pod's egress is judged at TC ingress of its host-side veth, and the other way round;
 /// what had to be deferred there is judged at TC egress of the device by which it leaves.
@@ -264,12 +265,26 @@ pub struct Settings {
     pub flags: u32,
     /// Where the 16 bits of `skb->mark` that are ours begin (decision D6): 0 to 16, by default 16.
     pub mark_shift: u32,
-    /// Nanoseconds that one new flow costs an endpoint's token bucket: 1e9 / rate.
-    pub bucket_cost: u64,
-    /// Nanoseconds of credit a full bucket holds: burst × cost.
-    pub bucket_burst: u64,
+    /// Token bucket for new flows, of each account.
+    pub flows: Bucket,
+    /// Token bucket for places in [`names::EMBRYONIC`].
+    pub opening: Bucket,
+    /// Token bucket for places in [`names::FRAGMENTS`].
+    pub fragments: Bucket,
+    /// Places that an account may hold in [`names::CONFIRMED`]; 0: as many as there are.
+    pub share: u64,
     /// UDP ports of the overlay (network order, 0 unused): a pod's packets to them on a node address are dropped.
     pub overlay_ports: [[u8; 2]; 4],
+}
+
+/// Size of a token bucket. All zeros: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bucket {
+    /// Nanoseconds that a token costs: 1e9 / rate.
+    pub cost: u64,
+    /// Nanoseconds of credit that a full bucket holds: burst × cost.
+    pub burst: u64,
 }
 
 /// Flags of [`Settings`].
@@ -355,12 +370,12 @@ pub mod sizes {
     pub const RULES: u32 = 512 * 1024;
     /// Port prefixes.
     pub const PORTS: u32 = 128 * 1024;
-    /// Entries of each flow table.
+    /// Default number of confirmed flows: within their endpoint's share, and as many beyond it. Half as many are embryonic.
     pub const FLOWS: u32 = 128 * 1024;
     /// Revoked flows that are remembered.
     pub const TOMBSTONES: u32 = 32 * 1024;
     /// Fragmented datagrams under way.
-    pub const FRAGMENTS: u32 = 8 * 1024;
+    pub const FRAGMENTS: u32 = 16 * 1024;
     /// Addresses with ports that a proxy rewrites.
     pub const SERVICES: u32 = 64 * 1024;
     /// Ranges of ClusterIPs.
@@ -386,9 +401,9 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 28);
     assert!(size_of::<FlowRow>() == 48);
     assert!(size_of::<FragmentKey>() == 44);
-    assert!(size_of::<FragmentRow>() == 8);
+    assert!(size_of::<FragmentRow>() == 12);
     assert!(size_of::<Counter>() == 16);
-    assert!(size_of::<Settings>() == 32);
+    assert!(size_of::<Settings>() == 72);
     assert!(size_of::<DigestKey>() == 8);
     assert!(size_of::<AgentState>() == 16);
     assert!(size_of::<ServiceKey>() == 20);
@@ -431,6 +446,7 @@ mod pod {
         FragmentKey,
         FragmentRow,
         Counter,
+        Bucket,
         Settings,
         DigestKey,
         AgentState,

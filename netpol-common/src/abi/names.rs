@@ -20,15 +20,25 @@ pub const CIDR6: &str = "CIDR6";
 pub const RULES: &str = "RULES";
 /// [`super::PortKeyData`] prefix → [`super::PortRow`]; LPM trie.
 pub const PORTS: &str = "PORTS";
-/// [`super::FlowKey`] → [`super::FlowRow`]: flows that no reply has confirmed yet; LRU hash.
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows that no reply has confirmed yet, within their account's budget; LRU hash.
 pub const EMBRYONIC: &str = "EMBRYONIC";
-/// [`super::FlowKey`] → [`super::FlowRow`]: flows that have seen a reply; LRU hash.
+/// The same beyond their account's budget; LRU hash.
+pub const OVER_EMBRYONIC: &str = "OVER_EMBRYONIC";
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows that have seen a reply, within their account's share; hash, from which
+/// nothing is evicted.
 pub const CONFIRMED: &str = "CONFIRMED";
+/// The same beyond their account's share, or finished; LRU hash.
+pub const OVER_CONFIRMED: &str = "OVER_CONFIRMED";
+/// Rows of [`CONFIRMED`] that an [`super::account`] holds; array of u64, memory-mapped by the agent.
+pub const HELD: &str = "HELD";
 /// [`super::FlowKey`] → [`super::FlowRow`]: flows whose permission was revoked; LRU hash.
 pub const TOMBSTONES: &str = "TOMBSTONES";
-/// [`super::FragmentKey`] → [`super::FragmentRow`]: ports of fragmented datagrams; LRU hash.
+/// [`super::FragmentKey`] → [`super::FragmentRow`]: ports of fragmented datagrams, within their account's budget;
+/// LRU hash.
 pub const FRAGMENTS: &str = "FRAGMENTS";
-/// Token bucket by endpoint number (see [`crate::flow`]); array of u64.
+/// The same beyond their account's budget; LRU hash.
+pub const OVER_FRAGMENTS: &str = "OVER_FRAGMENTS";
+/// Token bucket by [`super::bucket_index`] (see [`crate::flow`]); array of u64.
 pub const BUCKETS: &str = "BUCKETS";
 /// [`super::Counter`] by [`super::counter_index`]; per-CPU array.
 pub const COUNTERS: &str = "COUNTERS";
@@ -47,7 +57,7 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const DECIDED: &str = "DECIDED";
 
 /// All of them, for pinning and for comparing.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 27] = [
     ENDPOINT_WORDS,
     INTERFACES,
     ADDRESSES,
@@ -59,9 +69,13 @@ pub const ALL: [&str; 23] = [
     RULES,
     PORTS,
     EMBRYONIC,
+    OVER_EMBRYONIC,
     CONFIRMED,
+    OVER_CONFIRMED,
+    HELD,
     TOMBSTONES,
     FRAGMENTS,
+    OVER_FRAGMENTS,
     BUCKETS,
     COUNTERS,
     SETTINGS,

@@ -3,7 +3,7 @@
 use super::case::LaterFragment;
 use super::subject::pay;
 use super::{Case, Outcome, destination, link, tracking};
-use crate::abi::{Direction, SENDER_UNKNOWN, admission, initiator, phase, stamp};
+use crate::abi::{Direction, SENDER_UNKNOWN, admission, budget, initiator, phase, stamp};
 use crate::flow;
 use crate::parse::{Kind, has_ports};
 use crate::tables::{FlowTable, Tables};
@@ -53,30 +53,49 @@ fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
     let stamp = if case.is_from_pod() { case.state } else { case.sender() };
     let opening = case.packet.kind == Kind::Opening;
     // A retransmission of what opened the flow does not open another one.
-    let again = opening
-        && tracking::find(tables, case, FlowTable::Embryonic)
-        && case.row_is_current()
-        && case.row.initiator == flow::sender(case.direction)
-        && case.row.rule == case.rule
-        && case.row.admission == admission
-        && case.row.stamp == stamp;
-    if again {
-        if case.row.last_seen != case.now() {
-            tables.touch_flow(FlowTable::Embryonic, &case.key, case.now(), case.row.phase);
+    if opening {
+        for table in [FlowTable::Embryonic, FlowTable::OverEmbryonic] {
+            let again = tracking::find(tables, case, table)
+                && case.row_is_current()
+                && case.row.initiator == flow::sender(case.direction)
+                && case.row.rule == case.rule
+                && case.row.admission == admission
+                && case.row.stamp == stamp;
+            if again {
+                if case.row.last_seen != case.now() {
+                    tables.touch_flow(table, &case.key, case.now(), case.row.phase);
+                }
+                return Ok(());
+            }
         }
-        return Ok(());
     }
     case.begin_row(flow::sender(case.direction), admission, stamp);
     if case.is_in_the_middle() {
         case.row.phase |= phase::GUESSED;
     }
-    if admission != admission::OWN_NODE {
-        pay(tables, case)?;
-    }
-    tables.put_flow(FlowTable::Embryonic, &case.key, &case.row)?;
+    open(tables, case)?;
     if opening {
-        tables.remove_flow(FlowTable::Tombstones, &case.key);
+        let _was_there = tables.remove_flow(FlowTable::Tombstones, &case.key);
     }
+    Ok(())
+}
+
+/// Writes a new flow: where nobody evicts it before its time, if that is within its account's budget.
+#[inline(never)]
+fn open<T: Tables>(tables: &T, case: &Case) -> Outcome {
+    let account = case.account();
+    let own_node = case.row.admission == admission::OWN_NODE;
+    if !own_node {
+        pay(tables, account, budget::FLOWS, case.now_ns)?;
+    }
+    let (table, other) = if own_node || pay(tables, account, budget::OPENING, case.now_ns).is_ok() {
+        (FlowTable::Embryonic, FlowTable::OverEmbryonic)
+    } else {
+        (FlowTable::OverEmbryonic, FlowTable::Embryonic)
+    };
+    tables.put_flow(table, &case.key, &case.row)?;
+    // An older one of the same name would be found in place of it.
+    let _was_there = tables.remove_flow(other, &case.key);
     Ok(())
 }
 
@@ -90,7 +109,9 @@ fn denied<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         return Err(Reason::FragmentUnknown);
     }
     // Another CPU may have moved the flow from embryonic to confirmed between our two look-ups.
-    if tracking::find(tables, case, FlowTable::Confirmed) && case.row_is_current() {
+    if (tracking::find(tables, case, FlowTable::Confirmed) || tracking::find(tables, case, FlowTable::OverConfirmed))
+        && case.row_is_current()
+    {
         case.rule = case.row.rule;
         case.state = case.state_of_row();
         return Ok(());

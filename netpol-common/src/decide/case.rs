@@ -31,8 +31,12 @@ pub(super) enum Entry {
     None,
     /// Among the flows that no reply has confirmed.
     Embryonic,
-    /// Among those that one has.
+    /// Among those of them that are over budget.
+    OverEmbryonic,
+    /// Among those that a reply has.
     Confirmed,
+    /// Among those of them that are over their account's share, or finished.
+    OverConfirmed,
     /// Among the revoked ones.
     Tombstone,
     /// It is the one that an ICMP error speaks of.
@@ -236,6 +240,12 @@ impl Case {
             },
             _ => stamp::JUDGED,
         }
+    }
+
+    /// The account to which the entry found last is charged.
+    #[inline(always)]
+    pub(super) const fn account(&self) -> u32 {
+        flow::account_of(self.key.protocol, &self.row)
     }
 
     #[inline(always)]

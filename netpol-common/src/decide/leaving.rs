@@ -89,7 +89,7 @@ fn by_real_destination<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, is_i
     }
     frame.make_linear();
     read::<F, false>(frame, false, case.segments, &mut case.packet)?;
-    fragment::find_ports(tables, case);
+    fragment::find_ports(tables, case)?;
     deferred::judge(tables, frame, case)?;
     if case.packet.first_fragment {
         fragment::remember_ports(tables, case)?;

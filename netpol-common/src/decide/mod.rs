@@ -145,7 +145,8 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
         return None;
     }
     *key = flow::key(hook.ifindex, packet, hook.direction);
-    if !tables.load_flow(FlowTable::Confirmed, key, row) {
+    let has_place = tables.load_flow(FlowTable::Confirmed, key, row);
+    if !has_place && !tables.load_flow(FlowTable::OverConfirmed, key, row) {
         return None;
     }
     let now = flow::seconds(hook.now_ns);
@@ -169,6 +170,10 @@ fn established<T: Tables>(tables: &T, hook: &Hook, case: &mut Case) -> Option<Ve
     let phase = flow::next_phase(row.phase, packet);
     let seen = if case::renews(row, hook.direction) { now } else { row.last_seen };
     if row.last_seen != seen || row.phase != phase {
+        // What ends gives its place away, and what has none may get one: the slow way sees to that.
+        if !has_place || flow::is_finished(phase) {
+            return None;
+        }
         tables.touch_flow(FlowTable::Confirmed, key, seen, phase);
     }
     let mark = match hook.direction {
@@ -244,7 +249,7 @@ fn from_whom<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Cas
     if !case.is_from_pod() {
         sender::find(tables, case)?;
         if case.is_deferred() {
-            fragment::find_ports(tables, case);
+            fragment::find_ports(tables, case)?;
             deferred::judge(tables, frame, case)?;
             // The receiver's rule is another one.
             case.rule = RULE_NONE;
@@ -288,7 +293,7 @@ fn asks_destination<T: Tables>(tables: &T, case: &Case) -> bool {
 
 #[inline(always)]
 fn ip<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> Outcome {
-    fragment::find_ports(tables, case);
+    fragment::find_ports(tables, case)?;
     case.name_flow();
     if case.host_socket {
         case.own_node = class_of(tables, &case.key.peer).kind == address_kind::THIS_NODE;
@@ -311,7 +316,10 @@ fn ip<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case: &mut Case) -> O
         case.judged = reason;
     }
     match case.entry {
-        Entry::Confirmed | Entry::Embryonic => tracking::go_on(tables, case)?,
+        Entry::Embryonic => tracking::go_on(tables, case, FlowTable::Embryonic)?,
+        Entry::OverEmbryonic => tracking::go_on(tables, case, FlowTable::OverEmbryonic)?,
+        Entry::Confirmed => tracking::go_on(tables, case, FlowTable::Confirmed)?,
+        Entry::OverConfirmed => tracking::go_on(tables, case, FlowTable::OverConfirmed)?,
         Entry::Tombstone => tracking::revoked(tables, case)?,
         Entry::Quoted => related::go_on(tables, case)?,
         Entry::None if case.packet.kind == Kind::IcmpError => admit::icmp_error(tables, case)?,

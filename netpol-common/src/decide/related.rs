@@ -21,7 +21,11 @@ pub(super) fn look_up<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, case:
             Direction::Egress => (destination, source, destination_port, source_port),
         };
         case.key = flow::key_of(case.ifindex, local_port, peer_port, peer, protocol);
-        if find(tables, case, local, FlowTable::Confirmed) || find(tables, case, local, FlowTable::Embryonic) {
+        if find(tables, case, local, FlowTable::Confirmed)
+            || find(tables, case, local, FlowTable::OverConfirmed)
+            || find(tables, case, local, FlowTable::Embryonic)
+            || find(tables, case, local, FlowTable::OverEmbryonic)
+        {
             return Entry::Quoted;
         }
         case.name_flow();
@@ -42,7 +46,7 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     Ok(())
 }
 
-#[inline(always)]
+#[inline(never)]
 fn find<T: Tables>(tables: &T, case: &mut Case, local: Address, table: FlowTable) -> bool {
     tables.load_flow(table, &case.key, &mut case.row)
         && Address::new(case.row.local).same(local)

@@ -1,9 +1,9 @@
 //! Whose packet it is: the endpoint behind the interface, and what is in force for it.
 
-use super::{Case, Outcome};
+use super::Outcome;
 use crate::abi::{
-    AddressKey, EndpointOptions, InterfaceRow, PENDING_ENDPOINT, SET_ALLOW_ALL, SET_PENDING, Settings, endpoint_flags,
-    setting_flags,
+    AddressKey, Bucket, EndpointOptions, InterfaceRow, PENDING_ENDPOINT, SET_ALLOW_ALL, SET_PENDING, Settings,
+    bucket_index, budget, endpoint_flags, setting_flags,
 };
 use crate::flow;
 use crate::parse::Address;
@@ -77,12 +77,18 @@ impl Subject {
     }
 }
 
-/// Pays for one more entry in the flow tables.
+/// Pays for one more entry from one of an account's budgets. What has no budget gets nothing.
 #[inline(never)]
-pub(super) fn pay<T: Tables>(tables: &T, case: &Case) -> Outcome {
-    let Settings { bucket_cost, bucket_burst, .. } = tables.settings().ok_or(Reason::TableMissing)?;
-    let bucket = tables.bucket(case.subject.endpoint).ok_or(Reason::TableMissing)?;
-    let after = flow::take_token(bucket, case.now_ns, bucket_cost, bucket_burst).ok_or(Reason::FlowRate)?;
-    tables.put_bucket(case.subject.endpoint, after);
+pub(super) fn pay<T: Tables>(tables: &T, account: u32, budget: u32, now_ns: u64) -> Outcome {
+    let Settings { flows, opening, fragments, .. } = tables.settings().ok_or(Reason::TableMissing)?;
+    let Bucket { cost, burst } = match budget {
+        budget::FLOWS => flows,
+        budget::OPENING => opening,
+        _ => fragments,
+    };
+    let index = bucket_index(account, budget);
+    let bucket = tables.bucket(index).ok_or(Reason::TableMissing)?;
+    let after = flow::take_token(bucket, now_ns, cost, burst).ok_or(Reason::FlowRate)?;
+    tables.put_bucket(index, after);
     Ok(())
 }

@@ -5,7 +5,7 @@ use super::case::Entry;
 use super::subject::pay;
 use super::{Case, Outcome, destination, link};
 use crate::abi::{
-    Direction, FlowRow, RULE_NONE, SENDER_UNKNOWN, Settings, admission, initiator, phase, setting_flags, stamp,
+    Direction, FlowRow, RULE_NONE, SENDER_UNKNOWN, Settings, admission, budget, initiator, phase, setting_flags, stamp,
 };
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, has_ports, protocol};
@@ -43,19 +43,39 @@ pub(super) fn look_up<T: Tables>(tables: &T, case: &mut Case) -> Entry {
     }
     // What a SYN+ACK confirms is the younger one, if an old connection used the same ports.
     let answers = case.packet.kind == Kind::OpeningAnswer;
-    if answers && find(tables, case, FlowTable::Embryonic) {
-        return Entry::Embryonic;
+    if answers {
+        match embryonic(tables, case) {
+            Entry::None => {}
+            entry => return entry,
+        }
     }
     if find(tables, case, FlowTable::Confirmed) {
         return Entry::Confirmed;
     }
-    if !answers && find(tables, case, FlowTable::Embryonic) {
-        return Entry::Embryonic;
+    if find(tables, case, FlowTable::OverConfirmed) {
+        return Entry::OverConfirmed;
+    }
+    if !answers {
+        match embryonic(tables, case) {
+            Entry::None => {}
+            entry => return entry,
+        }
     }
     if !case.subject.is_closed() && find(tables, case, FlowTable::Tombstones) {
         return Entry::Tombstone;
     }
     Entry::None
+}
+
+#[inline(always)]
+fn embryonic<T: Tables>(tables: &T, case: &mut Case) -> Entry {
+    if find(tables, case, FlowTable::Embryonic) {
+        Entry::Embryonic
+    } else if find(tables, case, FlowTable::OverEmbryonic) {
+        Entry::OverEmbryonic
+    } else {
+        Entry::None
+    }
 }
 
 /// Looks up the packet's own entry in one table, unless it has expired.
@@ -128,14 +148,13 @@ fn ask_as<T: Tables>(tables: &T, case: &mut Case, initiator: u8) -> Option<u32> 
     case.allows(tables, direction, has_ports(case.key.protocol), port)
 }
 
-/// A packet of a live flow, which was judged again if need be.
+/// A packet of a live flow in `table`, which was judged again if need be.
 #[inline(never)]
-pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
-    let table = if case.entry == Entry::Embryonic { FlowTable::Embryonic } else { FlowTable::Confirmed };
+pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
     if !case.current {
         // The entry may be from a time when addresses were not checked, or not known to be nodes'.
         if let Err(reason) = link::addresses(tables, case).and_then(|()| link::overlay(tables, case)) {
-            tables.remove_flow(table, &case.key);
+            forget(tables, case, table);
             return Err(reason);
         }
         match case.judged {
@@ -150,7 +169,7 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         }
     }
     case.state = case.state_of_row();
-    let first_reply = table == FlowTable::Embryonic && case.row.initiator != flow::sender(case.direction);
+    let first_reply = !table.is_confirmed() && case.row.initiator != flow::sender(case.direction);
     let phase = flow::next_phase(case.row.phase, &case.packet);
     let seen_again = case.renews_row() && case.row.last_seen != case.now();
     let changed = seen_again || case.row.phase != phase;
@@ -159,13 +178,70 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     case.renew_row();
     if first_reply {
         confirm(tables, case)?;
-        tables.remove_flow(FlowTable::Embryonic, &case.key);
+        forget(tables, case, table);
+    } else if table.is_confirmed() && (rewrite || changed) {
+        keep(tables, case, table, rewrite)?;
     } else if rewrite {
         tables.put_flow(table, &case.key, &case.row)?;
     } else if changed {
         tables.touch_flow(table, &case.key, case.row.last_seen, case.row.phase);
     }
     Ok(())
+}
+
+/// Writes a confirmed flow that has changed: to where it belongs now.
+#[inline(never)]
+fn keep<T: Tables>(tables: &T, case: &Case, table: FlowTable, rewrite: bool) -> Outcome {
+    if table == FlowTable::Confirmed && !flow::is_finished(case.row.phase) {
+        if !rewrite {
+            tables.touch_flow(table, &case.key, case.row.last_seen, case.row.phase);
+            return Ok(());
+        }
+        if tables.replace_flow(table, &case.key, &case.row) {
+            return Ok(());
+        }
+        // Another CPU has moved it.
+    }
+    write_confirmed(tables, case)
+}
+
+/// Writes a confirmed flow, or moves it, to where it belongs.
+#[inline(never)]
+fn write_confirmed<T: Tables>(tables: &T, case: &Case) -> Outcome {
+    if !flow::is_finished(case.row.phase) && settle(tables, case) {
+        return Ok(());
+    }
+    // In this order, so that it is never nowhere.
+    tables.put_flow(FlowTable::OverConfirmed, &case.key, &case.row)?;
+    forget(tables, case, FlowTable::Confirmed);
+    Ok(())
+}
+
+/// Gives the entry found last a place where nothing is evicted, if its account has one left.
+///
+/// What is in the way there is an older flow of the same name, whose place it takes.
+#[inline(never)]
+fn settle<T: Tables>(tables: &T, case: &Case) -> bool {
+    if !tables.replace_flow(FlowTable::Confirmed, &case.key, &case.row) {
+        let account = case.account();
+        let Some(Settings { share, .. }) = tables.settings() else { return false };
+        let Some(held) = tables.held(account) else { return false };
+        let limited = share != 0 && case.row.admission != admission::OWN_NODE;
+        if (limited && held >= share as i64) || !tables.add_flow(FlowTable::Confirmed, &case.key, &case.row) {
+            return false;
+        }
+        tables.hold(account, 1);
+    }
+    let _was_there = tables.remove_flow(FlowTable::OverConfirmed, &case.key);
+    true
+}
+
+/// Removes the entry found last from a table, and gives its place back.
+#[inline(never)]
+fn forget<T: Tables>(tables: &T, case: &Case, table: FlowTable) {
+    if tables.remove_flow(table, &case.key) && table == FlowTable::Confirmed {
+        tables.hold(case.account(), -1);
+    }
 }
 
 /// Keeps in the entry found last which way the peer's packets come; answers whether that is to be written. Ways that
@@ -193,10 +269,10 @@ fn learn_way(case: &mut Case, seen_again: bool) -> bool {
 #[inline(always)]
 pub(super) fn confirm<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     if case.row.admission != admission::OWN_NODE {
-        pay(tables, case)?;
+        pay(tables, case.account(), budget::FLOWS, case.now_ns)?;
     }
     case.row.phase |= phase::REPLIED;
-    Ok(tables.put_flow(FlowTable::Confirmed, &case.key, &case.row)?)
+    write_confirmed(tables, case)
 }
 
 /// Leaves a tombstone, then removes the flow: in this order, so that a retransmission from the other side never finds
@@ -207,8 +283,9 @@ fn bury<T: Tables>(tables: &T, case: &mut Case) {
     match tables.put_flow(FlowTable::Tombstones, &case.key, &case.row) {
         Ok(()) | Err(Full) => {}
     }
-    tables.remove_flow(FlowTable::Confirmed, &case.key);
-    tables.remove_flow(FlowTable::Embryonic, &case.key);
+    for table in [FlowTable::Confirmed, FlowTable::OverConfirmed, FlowTable::Embryonic, FlowTable::OverEmbryonic] {
+        forget(tables, case, table);
+    }
 }
 
 /// A packet of a flow whose permission was revoked. Judged anew only under a new policy; until then TCP keeps its
@@ -229,6 +306,6 @@ pub(super) fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     case.state = case.state_of_row();
     case.row.phase = flow::next_phase(case.row.phase, &case.packet);
     confirm(tables, case)?;
-    tables.remove_flow(FlowTable::Tombstones, &case.key);
+    let _was_there = tables.remove_flow(FlowTable::Tombstones, &case.key);
     Ok(())
 }

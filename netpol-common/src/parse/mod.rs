@@ -233,6 +233,8 @@ pub struct Packet {
     pub kind: Kind,
     /// TCP only: the segment carries data.
     pub has_data: bool,
+    /// A later fragment that begins eight bytes into the datagram, within a TCP header or an SCTP chunk.
+    pub at_offset_one: bool,
 }
 
 impl Packet {
@@ -251,6 +253,7 @@ impl Packet {
             kind,
             first_fragment: false,
             has_data: false,
+            at_offset_one: false,
         }
     }
 
@@ -263,6 +266,7 @@ impl Packet {
         self.destination_port = [0; 2];
         self.detail = 0;
         self.has_data = false;
+        self.at_offset_one = false;
     }
 
     /// The port that a policy's `ports` speak of, network order; `None` for protocols that have none.

@@ -30,13 +30,15 @@ pub(super) fn parse<F: Frame + ?Sized, const FAST: bool>(
 /// A fragment that starts `offset` × 8 bytes into the datagram.
 ///
 /// One at offset 1 can overwrite the TCP flags or the type of the first SCTP chunk that the first fragment was judged
-/// by (RFC 3128).
+/// by (RFC 3128). What an IPv6 fragment says of its protocol is not always true: see
+/// [`Packet::at_offset_one`].
 #[inline(always)]
 pub(super) fn later_fragment(packet: &mut Packet, offset: u16) -> Result<(), Reason> {
     if offset == 1 && matches!(packet.protocol, protocol::TCP | protocol::SCTP) {
         return Err(Reason::FragmentHeader);
     }
     packet.kind = Kind::LaterFragment;
+    packet.at_offset_one = offset == 1;
     Ok(())
 }
 

@@ -22,9 +22,13 @@ use super::{MapOp, Snapshot};
 #[derive(Debug, Default)]
 struct Written {
     embryonic: BTreeMap<FlowKey, FlowRow>,
+    over_embryonic: BTreeMap<FlowKey, FlowRow>,
     confirmed: BTreeMap<FlowKey, FlowRow>,
+    over_confirmed: BTreeMap<FlowKey, FlowRow>,
+    held: BTreeMap<u32, i64>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
+    over_fragments: BTreeMap<FragmentKey, FragmentRow>,
     decided: BTreeMap<DecidedKey, DecidedRow>,
     buckets: BTreeMap<u32, u64>,
     counters: BTreeMap<u32, Counter>,
@@ -118,11 +122,23 @@ impl MemoryTables {
 
     /// Forgets all flows, and what was decided of deferred ones; fragments, tokens and counters stay.
     pub fn forget_flows(&mut self) {
-        let Written { embryonic, confirmed, tombstones, decided, fragments: _, buckets: _, counters: _ } =
-            &mut *self.written();
-        for flows in [embryonic, confirmed, tombstones] {
+        let Written {
+            embryonic,
+            over_embryonic,
+            confirmed,
+            over_confirmed,
+            held,
+            tombstones,
+            decided,
+            fragments: _,
+            over_fragments: _,
+            buckets: _,
+            counters: _,
+        } = &mut *self.written();
+        for flows in [embryonic, over_embryonic, confirmed, over_confirmed, tombstones] {
             flows.clear();
         }
+        held.clear();
         decided.clear();
     }
 
@@ -146,7 +162,9 @@ impl Written {
     fn flows(&mut self, table: FlowTable) -> &mut BTreeMap<FlowKey, FlowRow> {
         match table {
             FlowTable::Embryonic => &mut self.embryonic,
+            FlowTable::OverEmbryonic => &mut self.over_embryonic,
             FlowTable::Confirmed => &mut self.confirmed,
+            FlowTable::OverConfirmed => &mut self.over_confirmed,
             FlowTable::Tombstones => &mut self.tombstones,
         }
     }
@@ -199,8 +217,26 @@ impl Tables for MemoryTables {
         let _old = self.written().flows(table).insert(*key, *row);
         Ok(())
     }
-    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
-        let _row = self.written().flows(table).remove(key);
+    fn add_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        let mut written = self.written();
+        let flows = written.flows(table);
+        let refused = flows.contains_key(key);
+        if !refused {
+            let _none = flows.insert(*key, *row);
+        }
+        !refused
+    }
+    fn replace_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        self.written().flows(table).get_mut(key).map(|old| *old = *row).is_some()
+    }
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) -> bool {
+        self.written().flows(table).remove(key).is_some()
+    }
+    fn held(&self, account: u32) -> Option<i64> {
+        Some(self.written().held.get(&account).copied().unwrap_or_default())
+    }
+    fn hold(&self, account: u32, add: i64) {
+        *self.written().held.entry(account).or_default() += add;
     }
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32) {
         if let Some(row) = self.written().flows(table).get_mut(key) {
@@ -225,17 +261,24 @@ impl Tables for MemoryTables {
         let _old = self.written().decided.insert(*key, *row);
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
-        self.written().fragments.get(key).copied()
+        let written = self.written();
+        written.fragments.get(key).or_else(|| written.over_fragments.get(key)).copied()
     }
-    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full> {
-        let _old = self.written().fragments.insert(*key, *row);
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow, over: bool) -> Result<(), Full> {
+        let mut written = self.written();
+        if over {
+            let _old = written.fragments.remove(key);
+            let _old = written.over_fragments.insert(*key, *row);
+        } else {
+            let _old = written.fragments.insert(*key, *row);
+        }
         Ok(())
     }
-    fn bucket(&self, endpoint: u32) -> Option<u64> {
-        Some(self.written().buckets.get(&endpoint).copied().unwrap_or_default())
+    fn bucket(&self, index: u32) -> Option<u64> {
+        Some(self.written().buckets.get(&index).copied().unwrap_or_default())
     }
-    fn put_bucket(&self, endpoint: u32, value: u64) {
-        let _old = self.written().buckets.insert(endpoint, value);
+    fn put_bucket(&self, index: u32, value: u64) {
+        let _old = self.written().buckets.insert(index, value);
     }
     fn count(&self, index: u32, add: Counter) {
         let mut written = self.written();

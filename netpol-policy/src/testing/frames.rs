@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 /// TCP SYN.
 pub const SYN: u8 = 0x02;
+/// TCP flag.
+pub const FIN: u8 = 0x01;
 /// TCP ACK.
 pub const ACK: u8 = 0x10;
 

@@ -1,7 +1,7 @@
 use std::vec::Vec;
 
 use super::{NODE, PEER, PEER_CLASS, POD, STRANGER, World};
-use crate::abi::{Direction, PROTOCOL_ANY, initiator, phase, setting_flags};
+use crate::abi::{Bucket, Direction, PROTOCOL_ANY, initiator, phase, setting_flags};
 use crate::flow::timeout;
 use crate::parse::{frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -129,8 +129,7 @@ fn a_reused_port_is_a_new_flow_until_its_syn_ack_confirms_it() {
 #[test]
 fn a_retransmitted_syn_costs_no_second_token() {
     let mut world = server();
-    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) =
-        (1_000_000_000_000, 1_000_000_000_000);
+    world.settings.as_mut().unwrap().flows = Bucket { cost: 1_000_000_000_000, burst: 1_000_000_000_000 };
     for _ in 0..3 {
         assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
     }
@@ -140,21 +139,21 @@ fn a_retransmitted_syn_costs_no_second_token() {
 #[test]
 fn new_flows_and_first_replies_pay_and_the_node_does_not() {
     let mut world = server();
-    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) =
-        (1_000_000_000_000, 2_000_000_000_000);
+    world.settings.as_mut().unwrap().flows = Bucket { cost: 1_000_000_000_000, burst: 2_000_000_000_000 };
     connected(&world);
-    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::FlowRate);
+    assert_eq!(world.receive(&frames::tcp(PEER, POD, 4001, 80, SYN)), Reason::FlowRate);
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed, "connections cost datagrams nothing");
     assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000, 81, SYN)), Reason::Passed);
     assert_eq!(world.send(&frames::tcp(POD, NODE, 81, 4000, SYN | ACK)), Reason::Passed);
     world.now += 1000;
-    assert_eq!(world.receive(&frames::udp(PEER, POD, 4000, 80)), Reason::Passed);
+    assert_eq!(world.receive(&frames::tcp(PEER, POD, 4001, 80, SYN)), Reason::Passed);
 }
 
 #[test]
 fn a_pod_that_nothing_isolates_is_rate_limited_too() {
     let mut world = World::isolated();
     world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
-    (world.settings.as_mut().unwrap().bucket_cost, world.settings.as_mut().unwrap().bucket_burst) = (1 << 40, 1 << 40);
+    world.settings.as_mut().unwrap().flows = Bucket { cost: 1 << 40, burst: 1 << 40 };
     assert_eq!(world.send(&frames::udp(POD, PEER, 1, 2)), Reason::Passed);
     assert_eq!(world.send(&frames::udp(POD, PEER, 3, 2)), Reason::FlowRate);
 }
@@ -342,4 +341,69 @@ fn an_sctp_init_opens_and_a_stray_chunk_does_not() {
     assert_eq!(world.receive(&init), Reason::Passed);
     assert_eq!(world.send(&answer), Reason::Passed);
     assert_eq!(world.send(&data), Reason::Passed);
+}
+
+#[test]
+fn an_account_that_is_used_up_leaves_the_others_theirs() {
+    let mut world = World::isolated();
+    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    world.settings.as_mut().unwrap().share = 1;
+    let held = |world: &World| (world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed));
+    for port in [1, 2] {
+        assert_eq!(world.receive(&frames::udp(PEER, POD, port, 53)), Reason::Passed);
+        assert_eq!(world.send(&frames::udp(POD, PEER, 53, port)), Reason::Passed);
+    }
+    assert_eq!(held(&world), (1, 1));
+    connected(&world);
+    assert_eq!(held(&world), (2, 1), "a connection of a peer");
+    assert_eq!(world.send(&frames::udp(POD, PEER, 5000, 53)), Reason::Passed);
+    assert_eq!(world.receive(&frames::udp(PEER, POD, 53, 5000)), Reason::Passed);
+    assert_eq!(held(&world), (3, 1), "a datagram of the pod");
+    assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000, 81, SYN)), Reason::Passed);
+    assert_eq!(world.send(&frames::tcp(POD, NODE, 81, 4000, SYN | ACK)), Reason::Passed);
+    assert_eq!(held(&world), (4, 1), "the own node's");
+}
+
+#[test]
+fn a_flow_over_its_share_passes_like_others_and_gets_a_place_when_there_is_one() {
+    let mut world = server();
+    world.settings.as_mut().unwrap().share = 1;
+    connected(&world);
+    assert_eq!(world.receive(&frames::tcp(PEER, POD, 4001, 80, SYN)), Reason::Passed);
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, SYN | ACK)), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::OverConfirmed).phase, phase::REPLIED);
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, ACK)), Reason::Passed);
+    // The other one ends.
+    assert_eq!(world.send(&from_pod(tcp_flags::FIN | ACK)), Reason::Passed);
+    assert_eq!(world.flows(FlowTable::Confirmed), 0);
+    world.now += 1;
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, ACK)), Reason::Passed);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed)), (1, 1));
+    // What has ended is still that connection, and no policy of its own.
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+    world.revoke();
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Revoked);
+    assert_eq!(world.flows(FlowTable::OverConfirmed), 0);
+}
+
+#[test]
+fn a_connection_outlives_a_reset_that_its_own_ends_did_not_believe() {
+    let mut world = server();
+    connected(&world);
+    assert_eq!(world.receive(&to_pod(tcp_flags::RST)), Reason::Passed);
+    world.now += 3600;
+    let data = frames::tcp_data(POD, PEER, 80, 4000, ACK, b"still there");
+    assert_eq!(world.send(&data), Reason::Passed);
+    assert_eq!(world.only_flow(FlowTable::Confirmed).phase, phase::REPLIED);
+    assert_eq!(world.receive(&to_pod(tcp_flags::RST)), Reason::Passed);
+    world.now += u64::from(timeout::FINISHED) + 1;
+    assert_eq!(world.send(&data), Reason::NoRule);
+}
+
+#[test]
+fn a_refused_connection_takes_no_place() {
+    let world = server();
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
+    assert_eq!(world.send(&from_pod(tcp_flags::RST | ACK)), Reason::Passed);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed)), (0, 1));
 }

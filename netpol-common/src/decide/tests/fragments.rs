@@ -1,7 +1,7 @@
 use std::vec::Vec;
 
-use super::{PEER, PEER_CLASS, POD, World};
-use crate::abi::{Direction, PROTOCOL_ANY};
+use super::{PEER, PEER_CLASS, PEER6, POD, POD6, World};
+use crate::abi::{Bucket, Direction, PROTOCOL_ANY};
 use crate::flow::timeout;
 use crate::parse::{frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -68,4 +68,53 @@ fn a_fragmented_segment_of_a_live_connection_passes() {
     assert_eq!(world.receive(&frames::ipv4_with(PEER, POD, protocol::TCP, MORE, &[], &segment)), Reason::Passed);
     assert_eq!(world.receive(&frames::ipv4_with(PEER, POD, protocol::TCP, 4, &[], &[0; 8])), Reason::Passed);
     assert_eq!(world.receive(&frames::ipv4_with(PEER, POD, protocol::TCP, 1, &[], &[0; 8])), Reason::FragmentHeader);
+}
+
+/// A fragment of an IPv6 datagram, with what it says of its protocol.
+fn fragment6(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
+    let field = offset << 3 | u16::from(more);
+    let mut fragment = Vec::from([next, 0]);
+    fragment.extend(field.to_be_bytes());
+    fragment.extend([0, 0, 0, 7]);
+    fragment.extend(payload);
+    frames::ipv6(PEER6, POD6, 44, 64, &fragment)
+}
+
+#[test]
+fn what_a_later_ipv6_fragment_says_of_its_protocol_means_nothing() {
+    let world = server();
+    let datagram = frames::udp_datagram(4000, 80, &[0; 16]);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 0, true, &datagram)), Reason::Passed);
+    assert_eq!(world.receive(&fragment6(60, 3, false, &[0; 8])), Reason::Passed);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 1, false, &[0; 8])), Reason::Passed);
+}
+
+#[test]
+fn an_ipv6_fragment_cannot_rewrite_tcp_flags_under_another_protocols_name() {
+    let world = World::isolated().allow(Direction::Ingress, PEER_CLASS, protocol::TCP, 4, &[80]).allow(
+        Direction::Ingress,
+        PEER_CLASS,
+        protocol::UDP,
+        5,
+        &[],
+    );
+    let segment = frames::tcp_segment(4000, 80, tcp_flags::ACK, &[0; 12]);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 1, false, &[0; 8])), Reason::FragmentHeader);
+    assert_eq!(world.receive(&fragment6(protocol::TCP, 0, true, &segment)), Reason::Passed);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 1, false, &[0; 8])), Reason::FragmentHeader);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 4, false, &[0; 8])), Reason::Passed);
+}
+
+#[test]
+fn datagrams_beyond_the_budget_are_remembered_where_they_can_be_evicted() {
+    let mut world = server();
+    world.settings.as_mut().unwrap().fragments = Bucket { cost: 1 << 40, burst: 1 << 40 };
+    let datagram = frames::udp_datagram(4000, 80, &[0; 16]);
+    assert_eq!(world.receive(&first(80)), Reason::Passed);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 0, true, &datagram)), Reason::Passed);
+    let written = world.written.borrow();
+    assert_eq!((written.fragments.len(), written.over_fragments.len()), (1, 1));
+    drop(written);
+    assert_eq!(world.receive(&later()), Reason::Passed);
+    assert_eq!(world.receive(&fragment6(protocol::UDP, 3, false, &[0; 8])), Reason::Passed);
 }

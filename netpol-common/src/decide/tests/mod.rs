@@ -41,11 +41,15 @@ const OTHER_NODE: [u8; 4] = [172, 18, 0, 3];
 #[derive(Default)]
 struct Written {
     embryonic: BTreeMap<FlowKey, FlowRow>,
+    over_embryonic: BTreeMap<FlowKey, FlowRow>,
     confirmed: BTreeMap<FlowKey, FlowRow>,
+    over_confirmed: BTreeMap<FlowKey, FlowRow>,
+    held: BTreeMap<u32, i64>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
+    over_fragments: BTreeMap<FragmentKey, FragmentRow>,
     decided: BTreeMap<DecidedKey, DecidedRow>,
-    bucket: u64,
+    buckets: BTreeMap<u32, u64>,
     counters: BTreeMap<u32, Counter>,
 }
 
@@ -198,7 +202,9 @@ impl Written {
     fn table(&mut self, table: FlowTable) -> &mut BTreeMap<FlowKey, FlowRow> {
         match table {
             FlowTable::Embryonic => &mut self.embryonic,
+            FlowTable::OverEmbryonic => &mut self.over_embryonic,
             FlowTable::Confirmed => &mut self.confirmed,
+            FlowTable::OverConfirmed => &mut self.over_confirmed,
             FlowTable::Tombstones => &mut self.tombstones,
         }
     }
@@ -253,8 +259,26 @@ impl Tables for World {
         let _ = self.written.borrow_mut().table(table).insert(*key, *row);
         Ok(())
     }
-    fn remove_flow(&self, table: FlowTable, key: &FlowKey) {
-        let _ = self.written.borrow_mut().table(table).remove(key);
+    fn add_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        let mut written = self.written.borrow_mut();
+        let flows = written.table(table);
+        let refused = self.full || flows.contains_key(key);
+        if !refused {
+            let _none = flows.insert(*key, *row);
+        }
+        !refused
+    }
+    fn replace_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
+        self.written.borrow_mut().table(table).get_mut(key).map(|old| *old = *row).is_some()
+    }
+    fn remove_flow(&self, table: FlowTable, key: &FlowKey) -> bool {
+        self.written.borrow_mut().table(table).remove(key).is_some()
+    }
+    fn held(&self, account: u32) -> Option<i64> {
+        Some(self.written.borrow_mut().held.get(&account).copied().unwrap_or_default())
+    }
+    fn hold(&self, account: u32, add: i64) {
+        *self.written.borrow_mut().held.entry(account).or_default() += add;
     }
     fn touch_flow(&self, table: FlowTable, key: &FlowKey, last_seen: u32, phase: u32) {
         if let Some(row) = self.written.borrow_mut().table(table).get_mut(key) {
@@ -274,17 +298,24 @@ impl Tables for World {
         let _ = self.written.borrow_mut().decided.insert(*key, *row);
     }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
-        self.written.borrow().fragments.get(key).copied()
+        let written = self.written.borrow_mut();
+        written.fragments.get(key).or_else(|| written.over_fragments.get(key)).copied()
     }
-    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow) -> Result<(), Full> {
-        let _ = self.written.borrow_mut().fragments.insert(*key, *row);
+    fn put_fragment(&self, key: &FragmentKey, row: &FragmentRow, over: bool) -> Result<(), Full> {
+        let mut written = self.written.borrow_mut();
+        if over {
+            let _old = written.fragments.remove(key);
+            let _old = written.over_fragments.insert(*key, *row);
+        } else {
+            let _old = written.fragments.insert(*key, *row);
+        }
         Ok(())
     }
-    fn bucket(&self, _endpoint: u32) -> Option<u64> {
-        Some(self.written.borrow().bucket)
+    fn bucket(&self, index: u32) -> Option<u64> {
+        Some(self.written.borrow().buckets.get(&index).copied().unwrap_or_default())
     }
-    fn put_bucket(&self, _endpoint: u32, value: u64) {
-        self.written.borrow_mut().bucket = value;
+    fn put_bucket(&self, index: u32, value: u64) {
+        let _old = self.written.borrow_mut().buckets.insert(index, value);
     }
     fn count(&self, index: u32, add: Counter) {
         let mut written = self.written.borrow_mut();

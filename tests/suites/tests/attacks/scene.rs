@@ -40,6 +40,8 @@ pub(crate) struct Scene {
     policies: Vec<Value>,
     /// Annotations of the attacker.
     annotations: Value,
+    /// Flows that the agent is told to hold.
+    flows: Option<u16>,
     folder: TempDir,
 }
 
@@ -55,7 +57,7 @@ impl Scene {
         ];
         let folder = tempfile::tempdir().unwrap();
         let (pods, policies, annotations) = (Vec::new(), Vec::new(), json!({}));
-        Self { agent: None, served, servers, pods, node, policies, annotations, folder }
+        Self { agent: None, served, servers, pods, node, policies, annotations, flows: None, folder }
     }
 
     /// Starts the pods; if the agent runs, it knows them when this returns.
@@ -82,13 +84,22 @@ impl Scene {
         self.annotations = json!({ "netpol-agent.dev/address-check": "off" });
     }
 
+    /// Lets the agent hold no more than this number of flows.
+    pub(crate) const fn limit_flows(&mut self, flows: u16) {
+        self.flows = Some(flows);
+    }
+
     /// Starts the agent under these policies; returns when they are in force.
     pub(crate) fn start_agent(&mut self, policies: Vec<Value>) {
         self.policies = policies;
         self.write();
         let manifests = self.manifests();
-        let manifests = manifests.to_str().unwrap();
-        self.agent = Some(Agent::start(&self.node, &agent_binary(), &["--manifests", manifests]).unwrap());
+        let mut arguments = vec!["--manifests".to_owned(), manifests.to_str().unwrap().to_owned()];
+        if let Some(flows) = self.flows {
+            arguments.extend(["--max-flows".to_owned(), flows.to_string()]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.agent = Some(Agent::start(&self.node, &agent_binary(), &arguments).unwrap());
         self.agent.as_mut().unwrap().wait_ready().unwrap();
         self.wait_managed(None);
     }

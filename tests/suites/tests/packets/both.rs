@@ -45,9 +45,11 @@ pub(crate) const SENDER_VETH: u32 = 5;
 const PACKETS_BETWEEN: u64 = 256;
 
 /// The tables of flows, on both sides.
-const FLOWS: [(&str, FlowTable); 3] = [
+const FLOWS: [(&str, FlowTable); 5] = [
     (names::EMBRYONIC, FlowTable::Embryonic),
+    (names::OVER_EMBRYONIC, FlowTable::OverEmbryonic),
     (names::CONFIRMED, FlowTable::Confirmed),
+    (names::OVER_CONFIRMED, FlowTable::OverConfirmed),
     (names::TOMBSTONES, FlowTable::Tombstones),
 ];
 
@@ -276,6 +278,11 @@ impl Both {
 
     pub(crate) fn receive_from_node(&mut self, frame: &[u8]) -> Reason {
         self.judge(Direction::Ingress, frame, 0)
+    }
+
+    /// How many flows the memory has in a table.
+    pub(crate) fn flows(&self, table: FlowTable) -> usize {
+        self.memory.flows(table).len()
     }
 
     /// Insists that both sides remember the same flows, and have counted alike.

@@ -1,9 +1,10 @@
 use netpol_common::abi::{
-    CLASS_ANY, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, SET_DENY_ALL, Settings, setting_flags,
+    Bucket, CLASS_ANY, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, SET_DENY_ALL, Settings, setting_flags,
 };
+use netpol_common::tables::FlowTable;
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
-use netpol_suites::frames::{ACK, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
+use netpol_suites::frames::{ACK, FIN, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
 use netpol_suites::kernel::{self, Feature};
 use netpol_suites::programs::verified_instructions;
 
@@ -18,7 +19,16 @@ fn from_pod(flags: u8) -> Vec<u8> {
 }
 
 const fn defaults() -> Settings {
-    Settings { flags: 0, mark_shift: MARK_SHIFT, bucket_cost: 0, bucket_burst: 0, overlay_ports: [[0; 2]; 4] }
+    const UNLIMITED: Bucket = Bucket { cost: 0, burst: 0 };
+    Settings {
+        flags: 0,
+        mark_shift: MARK_SHIFT,
+        flows: UNLIMITED,
+        opening: UNLIMITED,
+        fragments: UNLIMITED,
+        share: 0,
+        overlay_ports: [[0; 2]; 4],
+    }
 }
 
 #[test]
@@ -111,12 +121,37 @@ fn a_pod_that_nothing_isolates_is_tracked_and_rate_limited() {
     let mut both = Both::isolated();
     both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_ALLOW_ALL, 10) });
     let hour = 3_600_000_000_000;
-    both.settings(Settings { bucket_cost: hour, bucket_burst: 2 * hour, ..defaults() });
+    both.settings(Settings { flows: Bucket { cost: hour, burst: 2 * hour }, ..defaults() });
     let datagram = |port| ipv4(POD, PEER, 17, 0, &[], &udp(port, 53, b"?"));
     assert_eq!(both.send(&datagram(1)), Reason::Passed);
     assert_eq!(both.send(&datagram(2)), Reason::Passed);
     assert_eq!(both.send(&datagram(3)), Reason::FlowRate);
     both.compare();
+}
+
+#[test]
+fn beyond_budget_and_share_a_flow_is_kept_where_it_can_be_evicted() {
+    let mut both = Both::isolated();
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(SET_ALLOW_ALL, 10) });
+    let hour = 3_600_000_000_000;
+    both.settings(Settings { opening: Bucket { cost: hour, burst: 2 * hour }, share: 2, ..defaults() });
+    for port in 1..5 {
+        assert_eq!(both.send(&ipv4(POD, PEER, 6, 0, &[], &tcp(port, 80, SYN, &[]))), Reason::Passed);
+        both.compare();
+    }
+    assert_eq!(both.flows(FlowTable::OverEmbryonic), 2);
+    for port in 1..5 {
+        assert_eq!(both.receive(&ipv4(PEER, POD, 6, 0, &[], &tcp(80, port, SYN | ACK, &[]))), Reason::Passed);
+        both.compare();
+    }
+    assert_eq!((both.flows(FlowTable::Confirmed), both.flows(FlowTable::OverConfirmed)), (2, 2));
+    // What ends gives its place away, but is not forgotten; what goes on gets the place.
+    assert_eq!(both.send(&ipv4(POD, PEER, 6, 0, &[], &tcp(1, 80, FIN | ACK, &[]))), Reason::Passed);
+    both.compare();
+    assert_eq!((both.flows(FlowTable::Confirmed), both.flows(FlowTable::OverConfirmed)), (1, 3));
+    assert_eq!(both.receive(&ipv4(PEER, POD, 6, 0, &[], &tcp(80, 1, ACK, b"half closed"))), Reason::Passed);
+    both.compare();
+    assert_eq!((both.flows(FlowTable::Confirmed), both.flows(FlowTable::OverConfirmed)), (2, 2));
 }
 
 #[test]
