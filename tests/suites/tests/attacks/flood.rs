@@ -8,12 +8,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use netpol_suites::frames::{ipv4, udp};
+use netpol_suites::frames::{addressed, ipv4, udp};
 use netpol_testbed::pod::Pod;
 use serde_json::json;
 
 use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4};
-use super::wire::addressed;
 
 /// Confirmed flows that the agent is told to hold: so few that a flood takes no longer than a moment.
 const FLOWS: u16 = 4096;

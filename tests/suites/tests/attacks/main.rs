@@ -3,6 +3,7 @@
 //! that stops it. So taking the rule out makes its test fail.
 
 mod flood;
+mod fragments;
 mod identity;
 mod link;
 mod malformed;
