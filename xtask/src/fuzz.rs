@@ -171,9 +171,11 @@ impl Places {
     fn minimize(&self, binary: &Path) -> Result<()> {
         let merged = self.corpus.with_extension("merged");
         std::fs::create_dir_all(&merged).with_context(|| format!("cannot create {}", merged.display()))?;
-        process::run(self.command(binary).arg("-merge=1").arg(&merged).arg(&self.work).arg(&self.corpus))?;
-        // What once panicked stays, whatever it reaches now.
-        for input in inputs(&self.corpus)?.into_iter().filter(|input| is_finding(input)) {
+        process::run(
+            self.command(binary).args(["-merge=1", "-use_counters=0"]).arg(&merged).arg(&self.work).arg(&self.corpus),
+        )?;
+        // What once panicked stays, whatever it reaches now, and so does what somebody has given a name.
+        for input in inputs(&self.corpus)?.into_iter().filter(|input| is_named(input)) {
             copy(&input, &merged)?;
         }
         std::fs::remove_dir_all(&self.corpus).with_context(|| format!("cannot remove {}", self.corpus.display()))?;
@@ -192,6 +194,12 @@ fn kept(found: &Path, corpus: &Path) -> Result<Vec<PathBuf>> {
 fn is_finding(input: &Path) -> bool {
     let name = input.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     ["crash-", "timeout-", "oom-", "leak-"].iter().any(|kind| name.starts_with(kind))
+}
+
+/// What libFuzzer has learnt bears the hash of its content.
+fn is_named(input: &Path) -> bool {
+    let name = input.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.len() != 40 || !name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn copy(input: &Path, folder: &Path) -> Result<PathBuf> {
@@ -237,6 +245,13 @@ mod tests {
         }
         assert_eq!(kept(&found, &corpus).unwrap(), [corpus.join("crash-12ab")]);
         assert_eq!(inputs(&corpus).unwrap(), [corpus.join("crash-12ab")]);
+    }
+
+    #[test]
+    fn inputs_with_a_name_of_their_own_outlive_minimizing() {
+        for (name, named) in [("jumbogram", true), ("crash-12ab", true), (&"0a".repeat(20), false)] {
+            assert_eq!(is_named(Path::new(name)), named, "{name}");
+        }
     }
 
     #[test]
