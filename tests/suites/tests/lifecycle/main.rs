@@ -19,7 +19,7 @@ use traffic::{Tally, Traffic};
 const MECHANISMS: [&str; 2] = ["tcx", "clsact"];
 
 /// Pins of the links, by the layout of this version.
-const LINKS: &str = "/sys/fs/bpf/netpol-agent/v2/links";
+const LINKS: &str = "/sys/fs/bpf/netpol-agent/v3/links";
 
 /// Lets `client` in, on every port, and nobody else.
 fn only_client() -> Value {
