@@ -21,7 +21,7 @@ use crate::process;
 
 /// Suites of this project in which verdicts are probed, and what they rest on: test binaries of `tests/suites`. Flows from
 /// before a policy or an agent are in `lifecycle`, other nodes and the host network in `kubernetes`.
-const SUITES: [&str; 9] =
+pub(super) const SUITES: [&str; 9] =
     ["sandbox", "kernels", "packets", "attacks", "conformance", "lifecycle", "combinations", "services", "kubernetes"];
 
 /// Kernels beside the machine's own, as `cargo xtask vm` names them.

@@ -2,7 +2,8 @@
 //! of address family, proxy mode and kernel that it fits.
 //!
 //! A [`jobs::Job`] is what one command runs; it gives one or more [`Row`]s of the table. [`record`] keeps the rows of
-//! finished jobs with the commit they are of, so that a run that was interrupted goes on where it stopped.
+//! finished jobs with the commit they are of, so that a run that was interrupted goes on where it stopped, and a change
+//! that concerns some of the jobs runs only those again.
 
 mod jobs;
 mod record;
@@ -44,11 +45,19 @@ fn cells() -> String {
     "cells".to_owned()
 }
 
+/// A row as JSON shows it.
+#[derive(Serialize)]
+struct OfCommit<'a> {
+    commit: &'a str,
+    #[serde(flatten)]
+    row: &'a Row,
+}
+
 /// Which jobs, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Choice {
-    /// Every suite on every combination of family, proxy mode and kernel, row by row; what is finished for this commit is
-    /// not run again
+    /// Every suite on every combination of family, proxy mode and kernel, row by row; what is finished, and has not
+    /// changed since, is not run again
     #[arg(long, conflicts_with_all = ["keep", "nodes", "proxy", "families"])]
     pub(super) all: bool,
     /// With --all: only jobs with this text in their names, such as "upstream ipv6"
@@ -57,7 +66,7 @@ pub(super) struct Choice {
     /// With --all: run again what is finished
     #[arg(long, requires = "all", conflicts_with = "list")]
     again: bool,
-    /// With --all: only say which jobs there are, and which of them are finished for this commit
+    /// With --all: only say which jobs there are, and which of them are finished
     #[arg(long, requires = "all")]
     list: bool,
 }
@@ -95,9 +104,7 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
         let begin = Instant::now();
         match context.run(job) {
             Ok(rows) => {
-                let done = Finished { job: name.clone(), rows, seconds: begin.elapsed().as_secs() };
-                record.add(&done)?;
-                finished.push(done);
+                finished.push(record.add(name, rows, begin.elapsed().as_secs())?);
             }
             Err(_) if interrupt::requested() => bail!(Interrupted),
             Err(error) => {
@@ -106,11 +113,14 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
             }
         }
     }
-    let rows: Vec<&Row> = finished.iter().flat_map(|finished| &finished.rows).collect();
+    let seconds: u64 = finished.iter().map(|finished| finished.seconds).sum();
+    let of =
+        |Finished { commit, job: _, rows, seconds: _ }| rows.into_iter().map(move |row| (String::clone(&commit), row));
+    let rows: Vec<(String, Row)> = finished.into_iter().flat_map(of).collect();
     match output {
         Output::Text => print!("{}", table(&rows, &could_not)),
         Output::Json => {
-            let seconds: u64 = finished.iter().map(|finished| finished.seconds).sum();
+            let rows: Vec<OfCommit<'_>> = rows.iter().map(|(commit, row)| OfCommit { commit, row }).collect();
             let document = json!({
                 "commit": record.commit(), "changed": record.is_changed(), "seconds": seconds,
                 "rows": rows, "not_run": could_not,
@@ -118,7 +128,7 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
             println!("{document}");
         }
     }
-    Ok(match (could_not.is_empty(), rows.iter().all(|row| row.wrong == 0)) {
+    Ok(match (could_not.is_empty(), rows.iter().all(|(_, row)| row.wrong == 0)) {
         (true, true) => ExitCode::SUCCESS,
         (true, false) => ExitCode::from(1),
         (false, _) => ExitCode::from(2),
@@ -128,26 +138,33 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
 /// The jobs by name, with what is known of each.
 fn listing<'a>(jobs: impl Iterator<Item = (&'a str, Option<&'a Finished>)>) -> String {
     let line = |(name, finished): (&str, Option<&Finished>)| match finished {
-        Some(Finished { job: _, rows, seconds }) => {
+        Some(Finished { commit, job: _, rows, seconds }) => {
+            let commit = short(commit);
             let wrong = rows.iter().filter(|row| row.wrong > 0).count();
-            format!("{name:<28}  finished in {seconds} s: {} rows, {wrong} of them with something wrong\n", rows.len())
+            let rows = rows.len();
+            format!("{name:<28}  {commit}, in {seconds} s: {rows} rows, {wrong} of them with something wrong\n")
         }
         None => format!("{name:<28}  not run\n"),
     };
     jobs.map(line).collect()
 }
 
-/// The rows for people, and what is missing.
-fn table(rows: &[&Row], could_not: &[String]) -> String {
+/// A commit as people write it.
+fn short(commit: &str) -> &str {
+    commit.get(..8).unwrap_or(commit)
+}
+
+/// The rows for people, each with its commit, and what is missing.
+fn table(rows: &[(String, Row)], could_not: &[String]) -> String {
     let mut text = String::new();
-    let header = ["suite", "family", "proxy", "kernel", "probed", "", "wrong"].map(str::to_owned);
+    let header = ["suite", "family", "proxy", "kernel", "probed", "", "wrong", "commit"].map(str::to_owned);
     let mut lines = vec![header];
-    for Row { suite, family, proxy, kernel, cells, wrong, unit } in rows {
+    for (commit, Row { suite, family, proxy, kernel, cells, wrong, unit }) in rows {
         let numbers = (cells.to_string(), wrong.to_string());
-        let words = [suite, family, proxy, kernel, &numbers.0, unit, &numbers.1];
-        lines.push(words.map(String::clone));
+        let words = [suite, family, proxy, kernel, &numbers.0, unit, &numbers.1, short(commit)];
+        lines.push(words.map(str::to_owned));
     }
-    let mut widths = [0; 7];
+    let mut widths = [0; 8];
     for line in &lines {
         for (width, word) in widths.iter_mut().zip(line) {
             *width = word.len().max(*width);
@@ -168,7 +185,7 @@ fn table(rows: &[&Row], could_not: &[String]) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
-    let wrong = rows.iter().filter(|row| row.wrong > 0).count();
+    let wrong = rows.iter().filter(|(_, row)| row.wrong > 0).count();
     let _ = writeln!(text, "{} rows, {wrong} of them with something wrong", rows.len());
     for name in could_not {
         let _ = writeln!(text, "could not run: {name}");
@@ -182,28 +199,36 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_for_each_row_and_says_what_could_not_run() {
-        let row = |suite: &str, wrong| Row {
-            suite: suite.to_owned(),
-            family: "dual".to_owned(),
-            proxy: "-".to_owned(),
-            kernel: "6.18".to_owned(),
-            cells: 1945,
-            wrong,
-            unit: cells(),
+        let row = |suite: &str, wrong| {
+            let row = Row {
+                suite: suite.to_owned(),
+                family: "dual".to_owned(),
+                proxy: "-".to_owned(),
+                kernel: "6.18".to_owned(),
+                cells: 1945,
+                wrong,
+                unit: cells(),
+            };
+            ("0123456789abcdef".to_owned(), row)
         };
-        let text = table(&[&row("sandbox", 0), &row("services", 3)], &["kernel 5.10".to_owned()]);
+        let text = table(&[row("sandbox", 0), row("services", 3)], &["kernel 5.10".to_owned()]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong");
-        assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0");
+        assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong  commit");
+        assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0  01234567");
         assert_eq!(lines[3..], ["2 rows, 1 of them with something wrong", "could not run: kernel 5.10"]);
     }
 
     #[test]
     fn the_list_says_of_each_job_whether_it_is_finished() {
-        let finished = Finished { job: "suite packets".to_owned(), rows: Vec::new(), seconds: 12 };
+        let finished = Finished {
+            commit: "0123456789abcdef".to_owned(),
+            job: "suite packets".to_owned(),
+            rows: Vec::new(),
+            seconds: 12,
+        };
         let text = listing([("suite packets", Some(&finished)), ("kernel 5.10", None)].into_iter());
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("suite packets ") && lines[0].contains("finished in 12 s"), "{text}");
+        assert!(lines[0].starts_with("suite packets ") && lines[0].contains("01234567, in 12 s"), "{text}");
         assert!(lines[1].starts_with("kernel 5.10 ") && lines[1].ends_with("not run"), "{text}");
     }
 
