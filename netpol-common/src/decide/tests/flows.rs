@@ -278,6 +278,26 @@ fn an_unanswered_datagram_expires_sooner() {
 }
 
 #[test]
+fn an_echo_expires_and_what_is_answered_in_time_does_not() {
+    let mut world = World::isolated().allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
+    let request = frames::echo(PEER, POD, true, 9);
+    let reply = frames::echo(POD, PEER, false, 9);
+    assert_eq!(world.receive(&request), Reason::Passed);
+    for _ in 0..3 {
+        world.now += u64::from(timeout::ICMP);
+        assert_eq!(world.send(&reply), Reason::Passed);
+    }
+    world.now += u64::from(timeout::ICMP) + 1;
+    assert_eq!(world.send(&reply), Reason::NoFlow);
+    // Nor is one that was never answered for ever.
+    assert_eq!(world.receive(&request), Reason::Passed);
+    world.now += u64::from(timeout::ICMP) + 1;
+    assert_eq!(world.send(&reply), Reason::NoFlow);
+    assert_eq!(world.receive(&request), Reason::Passed, "a request is one of its own");
+    assert_eq!(world.send(&reply), Reason::Passed);
+}
+
+#[test]
 fn last_seen_is_written_at_most_once_a_second() {
     let mut world = server();
     connected(&world);

@@ -8,6 +8,8 @@ mod identity;
 mod link;
 mod malformed;
 mod marks;
+mod path_mtu;
+mod ports_again;
 mod scene;
 mod tracking;
 mod wire;

@@ -12,6 +12,7 @@ use netpol_policy::model::Protocol;
 use netpol_suites::agent_binary;
 use netpol_testbed::agent::{Agent, Dropped};
 use netpol_testbed::node::{BRIDGE, Node, NodeOptions};
+use netpol_testbed::place::Place;
 use netpol_testbed::pod::{Pod, PodSpec};
 use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
@@ -217,13 +218,18 @@ impl Scene {
 
     /// The same; returns what it prints.
     pub(crate) fn read_on_node(&self, line: &str) -> String {
-        let mut command = Command::new("sh");
-        command.args(["-ec", line]);
-        self.node.place().prepare(&mut command).unwrap();
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        shell(&self.node.place(), line)
     }
+}
+
+/// Runs a line of shell in a place; returns what it prints.
+pub(crate) fn shell(place: &Place, line: &str) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-ec", line]);
+    place.prepare(&mut command).unwrap();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn everywhere(addresses: &[IpAddr]) -> BTreeSet<Listen> {

@@ -10,7 +10,7 @@ use netpol_common::abi::{
 };
 use netpol_common::decide::{Exit, Hook, Scratch, judge, judge_leaving};
 use netpol_common::parse::FromNetworkHeader;
-use netpol_common::tables::FlowTable;
+use netpol_common::tables::{FlowTable, Tables as _};
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_policy::compile::memory::MemoryTables;
@@ -77,7 +77,7 @@ pub(crate) struct Both {
 }
 
 /// Nanoseconds of the boot clock, which is the programs' clock.
-fn boot_clock() -> u64 {
+pub(crate) fn boot_clock() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes the struct it is given.
     let status = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
@@ -283,6 +283,18 @@ impl Both {
     /// How many flows the memory has in a table.
     pub(crate) fn flows(&self, table: FlowTable) -> usize {
         self.memory.flows(table).len()
+    }
+
+    /// Lets some seconds pass for all flows of a table, on both sides.
+    pub(crate) fn age(&mut self, table: FlowTable, seconds: u32) {
+        let (name, _) = FLOWS.into_iter().find(|(_, one)| *one == table).unwrap();
+        for (key, row) in self.memory.flows(table) {
+            // The boot clock begins at 0: a machine can be too young for what is to be so old.
+            let last_seen = row.last_seen.checked_sub(seconds).expect("a machine that runs for that long");
+            let row = FlowRow { last_seen, ..row };
+            self.kernel.put_flow(name, key, row).unwrap();
+            self.memory.put_flow(table, &key, &row).unwrap();
+        }
     }
 
     /// Insists that both sides remember the same flows, and have counted alike.

@@ -1,6 +1,7 @@
 use netpol_common::abi::{
     Bucket, CLASS_ANY, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, SET_DENY_ALL, Settings, setting_flags,
 };
+use netpol_common::flow::timeout;
 use netpol_common::tables::FlowTable;
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
@@ -8,7 +9,7 @@ use netpol_suites::frames::{ACK, FIN, SYN, arp, icmp, ipv4, ipv6, tcp, udp};
 use netpol_suites::kernel::{self, Feature};
 use netpol_suites::programs::verified_instructions;
 
-use super::both::{Both, ENDPOINT, MARK_SHIFT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER};
+use super::both::{Both, ENDPOINT, MARK_SHIFT, NODE, PEER, PEER_CLASS, PEER6, POD, POD6, SET, STRANGER, boot_clock};
 
 fn to_pod(flags: u8) -> Vec<u8> {
     ipv4(PEER, POD, 6, 0, &[], &tcp(4000, 80, flags, &[]))
@@ -170,5 +171,32 @@ fn icmp_follows_rules_without_ports_and_errors_follow_their_flow() {
     assert_eq!(both.receive(&request(STRANGER, POD)), Reason::Passed);
     assert_eq!(both.send(&request(POD, STRANGER)), Reason::NoRule);
     assert_eq!(both.send(&ipv4(POD, STRANGER, 1, 0, &[], &icmp(0, 7, b"ping"))), Reason::Passed);
+    both.compare();
+}
+
+#[test]
+fn an_expired_flow_admits_no_reply_and_a_fresh_one_does() {
+    // Unanswered, so that no machine is too young for it but one that has just started.
+    let oldest = timeout::UDP_UNREPLIED.max(timeout::ICMP);
+    while boot_clock() / 1_000_000_000 <= u64::from(oldest) + 2 {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    let mut both = Both::isolated();
+    both.allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
+    let datagram = |from, to, ports: [u16; 2]| ipv4(from, to, 17, 0, &[], &udp(ports[0], ports[1], b""));
+    let echo = |from, to, kind| ipv4(from, to, 1, 0, &[], &icmp(kind, 9, b"ping"));
+    let cases = [
+        (datagram(PEER, POD, [4000, 53]), datagram(POD, PEER, [53, 4000]), timeout::UDP_UNREPLIED, Reason::NoRule),
+        (echo(PEER, POD, 8), echo(POD, PEER, 0), timeout::ICMP, Reason::NoFlow),
+    ];
+    for (request, reply, seconds, expired) in cases {
+        // A few seconds away from the limit: the clock goes on between both sides.
+        for (age, expected) in [(0, Reason::Passed), (seconds - 5, Reason::Passed), (seconds + 1, expired)] {
+            both.forget_flows();
+            assert_eq!(both.receive(&request), Reason::Passed);
+            both.age(FlowTable::Embryonic, age);
+            assert_eq!(both.send(&reply), expected, "after {age} s: {reply:02x?}");
+        }
+    }
     both.compare();
 }
