@@ -236,7 +236,7 @@ impl Site {
 
     /// What programs know of devices.
     fn interfaces(&self) -> Vec<(u32, InterfaceRow)> {
-        let path = format!("{}/../maps/{}", crate::LINKS, names::INTERFACES);
+        let path = format!("{}/{}", crate::pins("maps"), names::INTERFACES);
         self.node
             .place()
             .run(|| {

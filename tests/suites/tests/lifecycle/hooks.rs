@@ -48,7 +48,7 @@ pub(super) fn assert_bare(site: &Site, interface: &str) {
 
 /// The row of a device, as programs read it.
 fn row(site: &Site, interface: &str) -> Option<InterfaceRow> {
-    let path = format!("{}/../maps/{}", super::LINKS, names::INTERFACES);
+    let path = format!("{}/{}", super::pins("maps"), names::INTERFACES);
     site.node
         .place()
         .run(|| {

@@ -2,6 +2,7 @@
 //! come, go and are replaced, other programs on the same veth, removal. Real veths, real programs, the real binary.
 
 mod bridge_netfilter;
+mod flows;
 mod foreign;
 mod guard;
 mod harness;
@@ -11,6 +12,7 @@ mod services;
 mod traffic;
 
 use harness::{PORT, Site};
+use netpol_common::abi::ABI_VERSION;
 use netpol_testbed::probe::Outcome;
 use serde_json::{Value, json};
 use traffic::{Tally, Traffic};
@@ -18,8 +20,10 @@ use traffic::{Tally, Traffic};
 /// Both ways of attaching; this kernel must have both.
 const MECHANISMS: [&str; 2] = ["tcx", "clsact"];
 
-/// Pins of the links, by the layout of this version.
-const LINKS: &str = "/sys/fs/bpf/netpol-agent/v3/links";
+/// A folder of pins, by the layout of this version: `links`, or `maps`.
+fn pins(folder: &str) -> String {
+    format!("/sys/fs/bpf/netpol-agent/v{ABI_VERSION}/{folder}")
+}
 
 /// Lets `client` in, on every port, and nobody else.
 fn only_client() -> Value {
@@ -37,7 +41,7 @@ fn deny_all() -> Value {
 
 /// How many links are pinned whose names match.
 fn links(site: &Site, pattern: &str) -> usize {
-    site.on_node(&format!("ls {LINKS} | grep -c -e '{pattern}' || true")).trim().parse().unwrap()
+    site.on_node(&format!("ls {} | grep -c -e '{pattern}' || true", pins("links"))).trim().parse().unwrap()
 }
 
 fn lossless(tally: Tally, what: &str) {
@@ -233,7 +237,7 @@ fn a_program_that_goes_ahead_of_ours_is_overtaken_and_one_taken_off_comes_back()
     site.expect("client", "server", &Outcome::Allow);
     assert!(foreign::is_there(&site.node, &server).unwrap(), "the foreign program is left where it is");
     // Whoever removes our pins takes our programs off.
-    let _out = site.on_node(&format!("rm {LINKS}/*"));
+    let _out = site.on_node(&format!("rm {}/*", pins("links")));
     site.expect("stranger", "server", &Outcome::Allow);
     site.wait("the programs come back", |site| {
         let (pods, hooks) = (links(site, "-in\\|-eg"), links(site, "-he"));
