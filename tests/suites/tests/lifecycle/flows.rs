@@ -37,7 +37,7 @@ impl Flows {
     /// Flows that are there, by account.
     fn counted(&self) -> Result<BTreeMap<u32, i64>> {
         let mut counted = BTreeMap::new();
-        for row in self.rows.iter() {
+        for row in &self.rows {
             let (key, row) = row?;
             *counted.entry(account_of(key.protocol, &row)).or_default() += 1;
         }
