@@ -160,9 +160,20 @@ fn emulator(machine: &Machine<'_>, accelerator: Accelerator, console: &Path, out
         // The machine's clock counts its instructions, two nanoseconds each, and jumps where it would sleep: a probe's
         // time-out is as long for the machine on a busy host as on an idle one, and waiting costs nothing. Such a clock
         // goes with one processor; two hardly come to boot. Five-level page tables cost each emulated access, and nothing
-        // here needs them.
+        // here needs them. What qemu up to 7.2 leaves in the flags behind CMPXCHG16B is garbage but for ZF: an interrupt that
+        // comes right after it, as in the kernel's kmalloc(), returns into a mode that there is not, which is a double fault.
+        // A kernel without that instruction takes a lock instead.
         Accelerator::Auto | Accelerator::Tcg => {
-            qemu.args(["-accel", "tcg", "-icount", "shift=1,sleep=off", "-rtc", "clock=vm", "-cpu", "max,la57=off"]);
+            qemu.args([
+                "-accel",
+                "tcg",
+                "-icount",
+                "shift=1,sleep=off",
+                "-rtc",
+                "clock=vm",
+                "-cpu",
+                "max,la57=off,cx16=off",
+            ]);
             1
         }
     };
