@@ -115,12 +115,14 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
             initiator::POD => (initiator::PEER, SENDER_UNKNOWN),
             _ => (initiator::POD, stamp::DEFERRED),
         };
+        // Before it is asked: what a flow of the pod's own has there is a state, and no endpoint's number.
+        let guessed = core::mem::replace(&mut case.row.stamp, stamp);
         if let Some(rule) = ask_as(tables, case, other) {
             case.rule = rule;
             case.row.initiator = other;
-            case.row.stamp = stamp;
             return Ok(());
         }
+        case.row.stamp = guessed;
     }
     Err(Reason::Revoked)
 }
