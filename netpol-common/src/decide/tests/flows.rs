@@ -1,7 +1,10 @@
 use std::vec::Vec;
 
 use super::{NODE, PEER, PEER_CLASS, POD, STRANGER, World};
-use crate::abi::{Bucket, Direction, PROTOCOL_ANY, initiator, phase, setting_flags};
+use crate::abi::{
+    Bucket, Direction, EndpointWord, InterfaceRow, PROTOCOL_ANY, SET_ALLOW_ALL, initiator, interface_flags, phase,
+    setting_flags,
+};
 use crate::flow::timeout;
 use crate::parse::{frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -63,10 +66,10 @@ fn a_reply_is_allowed_although_the_pod_is_isolated() {
 #[test]
 fn a_flow_of_a_pod_that_nothing_isolates_is_tracked_too() {
     let mut world = World::isolated();
-    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    world.word = EndpointWord::new(SET_ALLOW_ALL, 2);
     assert_eq!(world.send(&frames::udp(POD, STRANGER, 4000, 53)), Reason::Passed);
     // Isolated for ingress now, the answer still comes.
-    world.word = crate::abi::EndpointWord::new(super::SET, 3);
+    world.word = EndpointWord::new(super::SET, 3);
     let world = world.allow(Direction::Egress, crate::abi::CLASS_ANY, PROTOCOL_ANY, 0, &[]);
     assert_eq!(world.receive(&frames::udp(STRANGER, POD, 53, 4000)), Reason::Passed);
     assert_eq!(world.receive(&frames::udp(STRANGER, POD, 54, 4000)), Reason::NoRule);
@@ -91,6 +94,26 @@ fn after_adoption_the_reverse_is_tried_for_a_while() {
     world.now = 1010;
     assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, ACK)), Reason::NoRule);
     assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_guess_made_before_the_pod_was_isolated_is_corrected_whatever_the_pods_number_is() {
+    // Small numbers are also states of a stamp, which is what a flow of the pod's own keeps where a peer's flow keeps
+    // the sender's number.
+    for endpoint in 1..=4 {
+        let mut world = server();
+        world.interface = Some(InterfaceRow { endpoint, flags: interface_flags::POD_VETH });
+        world.options.reverse_until = 1010;
+        let isolated = world.word;
+        world.word = EndpointWord::new(SET_ALLOW_ALL, isolated.epoch() - 1);
+        assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+        let guessed = world.only_flow(FlowTable::Embryonic);
+        assert_eq!((guessed.initiator, guessed.phase & phase::GUESSED), (initiator::POD, phase::GUESSED));
+        world.word = isolated;
+        assert_eq!(world.send(&from_pod(ACK)), Reason::Passed, "endpoint {endpoint}");
+        assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed, "endpoint {endpoint}");
+        assert_eq!(world.only_flow(FlowTable::Confirmed).initiator, initiator::PEER);
+    }
 }
 
 #[test]
@@ -152,7 +175,7 @@ fn new_flows_and_first_replies_pay_and_the_node_does_not() {
 #[test]
 fn a_pod_that_nothing_isolates_is_rate_limited_too() {
     let mut world = World::isolated();
-    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    world.word = EndpointWord::new(SET_ALLOW_ALL, 2);
     world.settings.as_mut().unwrap().flows = Bucket { cost: 1 << 40, burst: 1 << 40 };
     assert_eq!(world.send(&frames::udp(POD, PEER, 1, 2)), Reason::Passed);
     assert_eq!(world.send(&frames::udp(POD, PEER, 3, 2)), Reason::FlowRate);
@@ -366,7 +389,7 @@ fn an_sctp_init_opens_and_a_stray_chunk_does_not() {
 #[test]
 fn an_account_that_is_used_up_leaves_the_others_theirs() {
     let mut world = World::isolated();
-    world.word = crate::abi::EndpointWord::new(crate::abi::SET_ALLOW_ALL, 2);
+    world.word = EndpointWord::new(SET_ALLOW_ALL, 2);
     world.settings.as_mut().unwrap().share = 1;
     let held = |world: &World| (world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed));
     for port in [1, 2] {

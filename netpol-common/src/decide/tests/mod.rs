@@ -133,6 +133,11 @@ impl World {
         self.next_epoch();
     }
 
+    /// The pod's endpoint number, [`ENDPOINT`] unless a test says otherwise.
+    fn number(&self) -> u32 {
+        self.interface.map_or(ENDPOINT, |InterfaceRow { endpoint, .. }| endpoint)
+    }
+
     fn next_epoch(&mut self) {
         self.word = EndpointWord::new(self.word.set(), self.word.epoch() + 1);
     }
@@ -220,7 +225,7 @@ impl Tables for World {
     fn endpoint_word(&self, endpoint: u32) -> Option<EndpointWord> {
         match endpoint {
             0 => Some(EndpointWord(0)),
-            ENDPOINT => Some(self.word),
+            number if number == self.number() => Some(self.word),
             SENDER => Some(self.sender_word),
             _ => None,
         }
@@ -229,7 +234,7 @@ impl Tables for World {
         Some(self.options)
     }
     fn owns_address(&self, key: &AddressKey) -> bool {
-        key.endpoint == ENDPOINT && self.addresses.contains(&key.address)
+        key.endpoint == self.number() && self.addresses.contains(&key.address)
     }
     fn class4(&self, address: &[u8; 4]) -> Option<ClassRow> {
         self.classes.get(&mapped(*address)).copied()
