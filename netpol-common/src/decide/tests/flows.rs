@@ -1,10 +1,7 @@
 use std::vec::Vec;
 
 use super::{NODE, PEER, PEER_CLASS, POD, STRANGER, World};
-use crate::abi::{
-    Bucket, Direction, EndpointWord, InterfaceRow, PROTOCOL_ANY, SET_ALLOW_ALL, initiator, interface_flags, phase,
-    setting_flags,
-};
+use crate::abi::{Bucket, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, initiator, phase, setting_flags};
 use crate::flow::timeout;
 use crate::parse::{frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -102,7 +99,7 @@ fn a_guess_made_before_the_pod_was_isolated_is_corrected_whatever_the_pods_numbe
     // the sender's number.
     for endpoint in 1..=4 {
         let mut world = server();
-        world.interface = Some(InterfaceRow { endpoint, flags: interface_flags::POD_VETH });
+        world.renumber(endpoint);
         world.options.reverse_until = 1010;
         let isolated = world.word;
         world.word = EndpointWord::new(SET_ALLOW_ALL, isolated.epoch() - 1);

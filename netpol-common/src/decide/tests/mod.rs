@@ -59,6 +59,8 @@ struct World {
     interface: Option<InterfaceRow>,
     /// Of other devices.
     others: BTreeMap<u32, InterfaceRow>,
+    /// The pod's endpoint number.
+    number: u32,
     word: EndpointWord,
     /// Of another pod, [`SENDER`].
     sender_word: EndpointWord,
@@ -87,6 +89,7 @@ impl World {
             }),
             interface: Some(InterfaceRow { endpoint: ENDPOINT, flags: interface_flags::POD_VETH }),
             others: BTreeMap::new(),
+            number: ENDPOINT,
             word: EndpointWord::new(SET, 9),
             sender_word: EndpointWord::new(SENDER_SET, 9),
             options: EndpointOptions::default(),
@@ -133,9 +136,10 @@ impl World {
         self.next_epoch();
     }
 
-    /// The pod's endpoint number, [`ENDPOINT`] unless a test says otherwise.
-    fn number(&self) -> u32 {
-        self.interface.map_or(ENDPOINT, |InterfaceRow { endpoint, .. }| endpoint)
+    /// Gives the pod another endpoint number.
+    fn renumber(&mut self, number: u32) {
+        self.interface = Some(InterfaceRow { endpoint: number, flags: interface_flags::POD_VETH });
+        self.number = number;
     }
 
     fn next_epoch(&mut self) {
@@ -225,7 +229,7 @@ impl Tables for World {
     fn endpoint_word(&self, endpoint: u32) -> Option<EndpointWord> {
         match endpoint {
             0 => Some(EndpointWord(0)),
-            number if number == self.number() => Some(self.word),
+            number if number == self.number => Some(self.word),
             SENDER => Some(self.sender_word),
             _ => None,
         }
@@ -234,7 +238,7 @@ impl Tables for World {
         Some(self.options)
     }
     fn owns_address(&self, key: &AddressKey) -> bool {
-        key.endpoint == self.number() && self.addresses.contains(&key.address)
+        key.endpoint == self.number && self.addresses.contains(&key.address)
     }
     fn class4(&self, address: &[u8; 4]) -> Option<ClassRow> {
         self.classes.get(&mapped(*address)).copied()
