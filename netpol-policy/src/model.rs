@@ -153,6 +153,8 @@ pub struct Node {
     /// annotations, and of each range of `spec.podCIDRs` the first address (flannel.1 in vxlan) and the one after it (the
     /// pod bridge). To policies they are addresses like any other; decision D8 closes the overlay's port on them.
     pub overlay: Vec<IpAddr>,
+    /// Addresses that mean all its pods: the last one of each IPv4 range of `spec.podCIDRs`.
+    pub broadcasts: Vec<IpAddr>,
 }
 
 /// Operator of a `matchExpressions` entry.

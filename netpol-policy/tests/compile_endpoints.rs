@@ -270,7 +270,8 @@ fn an_address_of_a_nodes_overlay_is_a_nodes_until_a_pod_has_it_and_policies_see_
     node.apply([upsert(&server), Change::EndpointUp(endpoint(1, &server))]);
     node.apply([allow("in", Some(vec![from_app("client")]), None)]);
     let address: IpAddr = "10.0.2.0".parse().unwrap();
-    let overlay = ClusterNode { name: "other".to_owned(), addresses: Vec::new(), overlay: vec![address] };
+    let overlay =
+        ClusterNode { name: "other".to_owned(), addresses: Vec::new(), overlay: vec![address], broadcasts: Vec::new() };
     let kind = |node: &Node| node.tables.snapshot().classes.get(&address).map(|row| row.kind);
     node.apply([Change::Upsert(Object::Node(overlay))]);
     let _plan = node.program();
@@ -289,6 +290,30 @@ fn an_address_of_a_nodes_overlay_is_a_nodes_until_a_pod_has_it_and_policies_see_
     node.apply([Change::Remove(Kind::Node, ObjectName::new("", "other"))]);
     node.quiesce();
     assert_eq!(kind(&node), None);
+}
+
+#[test]
+fn the_broadcast_address_is_the_own_nodes_alone_until_a_pod_has_it_and_policies_see_no_difference() {
+    let mut node = start();
+    let server = pod("server", &["10.0.0.1"], "server");
+    node.apply([upsert(&server), Change::EndpointUp(endpoint(1, &server))]);
+    node.apply([allow("in", Some(vec![from_app("client")]), None)]);
+    let [here, elsewhere]: [IpAddr; 2] = ["10.0.0.255", "10.0.2.255"].map(|text| text.parse().unwrap());
+    let kind = |node: &Node, address| node.tables.snapshot().classes.get(&address).map(|row| row.kind);
+    for (name, address) in [(NODE, here), ("other", elsewhere)] {
+        let (addresses, overlay) = (Vec::new(), Vec::new());
+        let object = ClusterNode { name: name.to_owned(), addresses, overlay, broadcasts: vec![address] };
+        node.apply([Change::Upsert(Object::Node(object))]);
+    }
+    let _plan = node.program();
+    assert_eq!((kind(&node, here), kind(&node, elsewhere)), (Some(address_kind::BROADCAST), None));
+    assert!(!ask(&node, 1, "10.0.0.255", 80));
+
+    let client = pod("client", &["10.0.0.255"], "client");
+    node.apply([upsert(&client)]);
+    let _plan = node.program();
+    assert_eq!(kind(&node, here), Some(address_kind::POD));
+    assert!(ask(&node, 1, "10.0.0.255", 80));
 }
 
 #[test]

@@ -204,7 +204,12 @@ fn a_backend_becomes_local_when_its_address_becomes_the_nodes_and_back() {
     node.apply([Change::NodeAddresses(more)]);
     let _plan = node.program();
     assert_eq!(row(&node, "10.96.0.1", 80), some(&["192.0.2.9 8080"]));
-    let object = ClusterNode { name: NODE.to_owned(), addresses: addresses(&["192.0.2.8"]), overlay: Vec::new() };
+    let object = ClusterNode {
+        name: NODE.to_owned(),
+        addresses: addresses(&["192.0.2.8"]),
+        overlay: Vec::new(),
+        broadcasts: Vec::new(),
+    };
     node.apply([upsert(Object::Node(object))]);
     let _plan = node.program();
     assert_eq!(row(&node, "10.96.0.1", 80), some(&["192.0.2.8 8080", "192.0.2.9 8080"]));

@@ -156,6 +156,15 @@ pub mod address_kind {
     pub const THIS_NODE: u32 = 2;
     /// An address of another node, or one at which its overlay can be reached.
     pub const OTHER_NODE: u32 = 3;
+    /// The broadcast address of this node's own range of pods: to every pod of the node, and to the node.
+    pub const BROADCAST: u32 = 4;
+
+    /// Whether a node hears what is sent to an address of this kind.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_heard_by_a_node(kind: u32) -> bool {
+        matches!(kind, THIS_NODE | OTHER_NODE | BROADCAST)
+    }
 }
 
 /// Direction, from the pod's point of view.
@@ -293,8 +302,6 @@ pub mod setting_flags {
     pub const KEEP_ESTABLISHED: u32 = 1 << 0;
     /// Let everything pass an interface that is still pending.
     pub const PENDING_ALLOW: u32 = 1 << 1;
-    /// The overlay is ipip: a pod's protocol 4 packets to node addresses are dropped.
-    pub const OVERLAY_IPIP: u32 = 1 << 2;
     /// Every port of the pod bridge has been attached once: from then on, what comes from a pod without a stamp is dropped.
     pub const ARMED: u32 = 1 << 3;
 }

@@ -33,7 +33,8 @@ pub(super) fn look_up<T: Tables>(tables: &T, case: &mut Case) -> u32 {
         (stamp::DEFERRED, REWRITTEN)
     } else {
         match kind {
-            address_kind::POD => (stamp::JUDGED, 0),
+            // Neither is ever rewritten: nobody can answer for all.
+            address_kind::POD | address_kind::BROADCAST => (stamp::JUDGED, 0),
             address_kind::THIS_NODE => (stamp::DEFERRED_UNLESS_LOCAL, 0),
             // A proxy that nobody told us of may rewrite any other address.
             _ => (stamp::DEFERRED, 0),

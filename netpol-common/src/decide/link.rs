@@ -3,7 +3,7 @@
 
 use super::subject::Subject;
 use super::{Case, Outcome, class_of, policy};
-use crate::abi::{Settings, address_kind, setting_flags};
+use crate::abi::{Settings, address_kind};
 use crate::flow;
 use crate::parse::{Address, Frame, Kind, advertised_target, arp_sender, ethernet_source, icmp_type, protocol};
 use crate::tables::Tables;
@@ -20,7 +20,7 @@ pub(super) fn addresses<T: Tables>(tables: &T, case: &Case) -> Outcome {
     }
     if case.is_from_pod() {
         Err(Reason::SpoofedSource)
-    } else if case.local().is_multicast() {
+    } else if case.local().is_multicast() || class_of(tables, &case.local().bytes()).kind == address_kind::BROADCAST {
         Ok(())
     } else {
         Err(Reason::NotMine)
@@ -41,16 +41,19 @@ pub(super) fn redirects(case: &Case) -> Outcome {
     Ok(())
 }
 
-/// Whether a packet with this port, on the node's side, is of the overlay.
+/// Whether a packet with this port, on the node's side, is of an overlay.
+///
+/// IP in IP always is: a tunnel device without a remote address, as Flannel's is, unwraps it from whomever
+/// (`ip_tunnel_lookup` in net/ipv4/ip_tunnel.c), and no policy can allow it by its protocol.
 #[inline(never)]
 fn is_overlay<T: Tables>(tables: &T, protocol: u8, port: [u8; 2]) -> bool {
-    if !matches!(protocol, protocol::UDP | protocol::IPIP) {
+    if protocol == protocol::IPIP {
+        return true;
+    }
+    if protocol != protocol::UDP {
         return false;
     }
-    let Some(Settings { flags, overlay_ports: [a, b, c, d], .. }) = tables.settings() else { return false };
-    if protocol == protocol::IPIP {
-        return flags & setting_flags::OVERLAY_IPIP != 0;
-    }
+    let Some(Settings { overlay_ports: [a, b, c, d], .. }) = tables.settings() else { return false };
     let port = u16::from_ne_bytes(port);
     port != 0
         && (port == u16::from_ne_bytes(a)
@@ -64,7 +67,7 @@ fn is_overlay<T: Tables>(tables: &T, protocol: u8, port: [u8; 2]) -> bool {
 #[inline(always)]
 fn peer_is_node<T: Tables>(tables: &T, case: &Case) -> bool {
     flow::peer(&case.packet, case.direction).is_multicast()
-        || matches!(class_of(tables, &case.key.peer).kind, address_kind::THIS_NODE | address_kind::OTHER_NODE)
+        || address_kind::is_heard_by_a_node(class_of(tables, &case.key.peer).kind)
 }
 
 /// A pod must not speak the overlay to a node: what the node unwraps has any source address the pod likes.
@@ -82,8 +85,7 @@ pub(super) fn overlay<T: Tables>(tables: &T, case: &Case) -> Outcome {
 /// Whether a proxy has given what a pod sends a destination that is a node's overlay.
 #[inline(always)]
 pub(super) fn leads_to_overlay<T: Tables>(tables: &T, destination: &[u8; 16], protocol: u8, port: [u8; 2]) -> bool {
-    is_overlay(tables, protocol, port)
-        && matches!(class_of(tables, destination).kind, address_kind::THIS_NODE | address_kind::OTHER_NODE)
+    is_overlay(tables, protocol, port) && address_kind::is_heard_by_a_node(class_of(tables, destination).kind)
 }
 
 /// Whether an answer to this packet would be overlay traffic from the pod.

@@ -32,14 +32,16 @@ pub(super) struct Claims {
     pub(super) nodes: BTreeSet<String>,
     /// Nodes by name whose overlay can be reached at it, though it is not reported as theirs.
     pub(super) overlays: BTreeSet<String>,
+    /// Nodes by name all of whose pods it means.
+    pub(super) broadcasts: BTreeSet<String>,
     /// Netlink says that it is one of this node's own.
     pub(super) local: bool,
 }
 
 impl Claims {
     fn is_empty(&self) -> bool {
-        let Self { pods, nodes, overlays, local } = self;
-        pods.is_empty() && nodes.is_empty() && overlays.is_empty() && !local
+        let Self { pods, nodes, overlays, broadcasts, local } = self;
+        pods.is_empty() && nodes.is_empty() && overlays.is_empty() && broadcasts.is_empty() && !local
     }
 }
 
@@ -268,11 +270,15 @@ impl Index {
         let old = self.nodes.get(&name);
         let moved = moved(old, node.as_ref(), |node| &node.addresses);
         let overlay_moved = self::moved(old, node.as_ref(), |node| &node.overlay);
+        let broadcasts_moved = self::moved(old, node.as_ref(), |node| &node.broadcasts);
         for address in &moved {
             self.claim_for_node(*address, &name, |claims| &mut claims.nodes, dirty);
         }
         for address in overlay_moved {
             self.claim_for_node(address, &name, |claims| &mut claims.overlays, dirty);
+        }
+        for address in broadcasts_moved {
+            self.claim_for_node(address, &name, |claims| &mut claims.broadcasts, dirty);
         }
         let is_own = name == self.node;
         let _old = match node {

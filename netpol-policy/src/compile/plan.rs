@@ -177,9 +177,7 @@ impl Compiler {
     /// Endpoints with flows that were let on under weaker checks of decision D8 than are in force now: their addresses
     /// were not checked, or one was taken away, or an address has become a node's (which the overlay must not reach).
     fn checked_anew(&self) -> BTreeSet<u32> {
-        let is_node = |row: Option<ClassRow>| {
-            row.is_some_and(|row| matches!(row.kind, address_kind::THIS_NODE | address_kind::OTHER_NODE))
-        };
+        let is_node = |row: Option<ClassRow>| row.is_some_and(|row| address_kind::is_heard_by_a_node(row.kind));
         let mut classes = self.tables.classes.touched();
         if classes.any(|(address, before)| !is_node(before) && is_node(self.tables.classes.get(&address))) {
             return self.planned.keys().copied().collect();

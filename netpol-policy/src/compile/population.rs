@@ -234,9 +234,16 @@ impl Compiler {
             return Some(Carried { kind, content: ClassContent::of_members(blocks), namespace: String::new() });
         }
         if claims.pods.is_empty() {
-            // Only its overlay is there: to policies it is what its blocks say, as without this row.
-            let content = ClassContent::of_members(blocks);
-            return Some(Carried { kind: address_kind::OTHER_NODE, content, namespace: String::new() });
+            // Another node's broadcast address is an address like any other here: routers pass none on (RFC 2644).
+            let kind = if claims.broadcasts.contains(&self.index.node) {
+                address_kind::BROADCAST
+            } else if claims.overlays.is_empty() {
+                return None;
+            } else {
+                address_kind::OTHER_NODE
+            };
+            // To policies it is what its blocks say, as without this row.
+            return Some(Carried { kind, content: ClassContent::of_members(blocks), namespace: String::new() });
         }
         let alternatives = claims.pods.iter().filter_map(|name| {
             let pod = &self.index.pods.get(name)?.pod;

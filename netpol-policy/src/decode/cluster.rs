@@ -47,16 +47,22 @@ pub(super) fn node(meta: Meta, object: &Field<'_>) -> Result<Node, FieldError> {
     let announced =
         FLANNEL_ADDRESSES.iter().filter_map(|key| annotations.get(*key)).filter_map(|text| parse_address(text));
     let mut overlay: Vec<IpAddr> = announced.collect();
+    let mut broadcasts = Vec::new();
     let spec = object.member("spec")?;
     let ranges = spec.member("podCIDRs")?;
     for range in ranges.items()? {
         if let Some(range) = range.string()?.and_then(parse_cidr) {
             overlay.push(range.network());
             overlay.extend(range.hosts().find(|address| *address != range.network()));
+            // Below that there is none (RFC 3021).
+            if range.addr().is_ipv4() && range.prefix_len() < 31 {
+                broadcasts.push(range.broadcast());
+            }
         }
     }
     overlay.sort_unstable();
     overlay.dedup();
     overlay.retain(|address| !addresses.contains(address));
-    Ok(Node { name: name.name, addresses, overlay })
+    broadcasts.retain(|address| !addresses.contains(address));
+    Ok(Node { name: name.name, addresses, overlay, broadcasts })
 }

@@ -104,6 +104,7 @@ pub const FEATURES: &[Feature] = &[
     ("adopted endpoint", |world| world.endpoints.values().any(|endpoint| endpoint.adopted)),
     ("dual-stack node", |world| world.cluster.nodes.values().any(|node| node.addresses.iter().any(IpAddr::is_ipv6))),
     ("address of an overlay", |world| world.cluster.nodes.values().any(|node| !node.overlay.is_empty())),
+    ("broadcast address", |world| world.cluster.nodes.values().any(|node| !node.broadcasts.is_empty())),
     ("pod at an address of an overlay", |world| {
         let overlay: Vec<&IpAddr> = world.cluster.nodes.values().flat_map(|node| &node.overlay).collect();
         any_pod(world, |pod| pod.takes_part() && pod.addresses.iter().any(|own| overlay.contains(&own)))

@@ -279,7 +279,13 @@ impl World {
             _ => &["10.244.3.0", "fd00:10:244:3::"],
         };
         let overlay = if self.random.chance(70) { overlay.iter().copied().map(address).collect() } else { Vec::new() };
-        ClusterNode { name: name.to_owned(), addresses, overlay }
+        let broadcasts = match name {
+            NODE => "10.244.1.255",
+            "node-2" => "10.244.2.255",
+            _ => "10.244.3.255",
+        };
+        let broadcasts = if self.random.chance(70) { vec![address(broadcasts)] } else { Vec::new() };
+        ClusterNode { name: name.to_owned(), addresses, overlay, broadcasts }
     }
 
     fn labels(&mut self) -> Labels {
@@ -477,7 +483,10 @@ impl World {
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut addresses: BTreeSet<IpAddr> = self.local.clone();
         addresses.extend(self.cluster.pods.values().flat_map(|pod| &pod.addresses));
-        addresses.extend(self.cluster.nodes.values().flat_map(|node| node.addresses.iter().chain(&node.overlay)));
+        addresses.extend(self.cluster.nodes.values().flat_map(|node| {
+            let ClusterNode { name: _, addresses, overlay, broadcasts } = node;
+            addresses.iter().chain(overlay).chain(broadcasts)
+        }));
         addresses.extend(["8.8.8.8", "198.51.100.10", "2001:db8:7::1", "2001:4860::8888"].map(address));
         let rules = self.cluster.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
         for peer in rules.flatten().flat_map(|rule| &rule.peers).flatten() {

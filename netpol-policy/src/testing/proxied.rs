@@ -39,7 +39,8 @@ fn asked(world: &World) -> Vec<(IpAddr, u16, u8)> {
 pub fn compare(world: &World, tables: &MemoryTables, share: usize, random: &mut Random) -> Result<(u64, u64), String> {
     // The text knows a node's addresses by its Node alone.
     let mut cluster = world.cluster.clone();
-    let nobody = || model::Node { name: NODE.to_owned(), addresses: Vec::new(), overlay: Vec::new() };
+    let nobody =
+        || model::Node { name: NODE.to_owned(), addresses: Vec::new(), overlay: Vec::new(), broadcasts: Vec::new() };
     let own = cluster.nodes.entry(NODE.to_owned()).or_insert_with(nobody);
     own.addresses.extend(&world.local);
     let here: BTreeSet<IpAddr> = own.addresses.iter().copied().collect();

@@ -1,6 +1,7 @@
-use super::{NODE, OTHER_NODE, PEER, PEER_CLASS, PEER6, POD, POD6, STRANGER, World};
+use super::{IFINDEX, MARK_SHIFT, NODE, OTHER_NODE, PEER, PEER_CLASS, PEER6, POD, POD6, STRANGER, World};
 use crate::abi::{
-    CLASS_ANY, Direction, EndpointWord, PROTOCOL_ANY, RULE_NONE, SET_ALLOW_ALL, endpoint_flags, setting_flags,
+    CLASS_ANY, ClassRow, Direction, EndpointWord, PROTOCOL_ANY, RULE_NONE, SET_ALLOW_ALL, address_kind, endpoint_flags,
+    stamp,
 };
 use crate::parse::{Address, frames, icmp_type, protocol, tcp_flags};
 use crate::verdict::Reason;
@@ -152,10 +153,8 @@ fn a_pod_does_not_speak_the_overlay_to_nodes() {
     }
     assert_eq!(world.send(&frames::udp(POD, PEER, 4000, 8472)), Reason::Passed);
     let ipip = frames::ipv4(POD, OTHER_NODE, protocol::IPIP, &[0; 20]);
-    assert_eq!(world.send(&ipip), Reason::Passed);
-    let mut world_ipip = open();
-    world_ipip.settings.as_mut().unwrap().flags |= setting_flags::OVERLAY_IPIP;
-    assert_eq!(world_ipip.send(&ipip), Reason::Overlay);
+    assert_eq!(world.send(&ipip), Reason::Overlay);
+    assert_eq!(world.send(&frames::ipv4(POD, PEER, protocol::IPIP, &[0; 20])), Reason::Passed);
     // Not as an answer either.
     world.now += 1;
     assert_eq!(world.receive(&frames::udp(OTHER_NODE, POD, 8472, 5000)), Reason::Passed);
@@ -184,6 +183,30 @@ fn a_pod_does_not_speak_the_overlay_to_a_group_that_its_node_is_in() {
         assert_eq!(world.send(&frames::udp(POD, group, 1, 8473)), Reason::Passed);
     }
     assert_eq!(world.send(&frames::udp(POD, PEER, 1, 8472)), Reason::Passed);
+}
+
+#[test]
+fn the_broadcast_address_of_the_nodes_range_is_delivered_and_is_no_way_to_the_overlay() {
+    const ALL: [u8; 4] = [10, 244, 0, 255];
+    let to_all = frames::udp(PEER, ALL, 4000, 2000);
+    let mut world = open();
+    assert_eq!(world.receive(&to_all), Reason::NotMine);
+    let row = ClassRow { kind: address_kind::BROADCAST, class: 0 };
+    let _none = world.classes.insert(crate::abi::mapped(ALL), row);
+    assert_eq!(world.receive(&to_all), Reason::Passed);
+    assert_eq!(world.send(&frames::udp(POD, ALL, 4000, 2000)), Reason::Passed);
+    assert_eq!(world.send(&frames::udp(POD, ALL, 4000, 8472)), Reason::Overlay);
+    assert_eq!(world.send(&frames::udp(ALL, PEER, 4000, 2000)), Reason::SpoofedSource);
+    // To policies it is an address like any other.
+    let mut world = World::isolated();
+    let _none = world.classes.insert(crate::abi::mapped(ALL), row);
+    assert_eq!(world.receive(&to_all), Reason::NoRule);
+    assert_eq!(world.send(&frames::udp(POD, ALL, 4000, 2000)), Reason::NoRule);
+    // Judged for good where it is sent: the node's last guard, and other pods, do not wait for more.
+    let world = world.allow(Direction::Egress, 0, protocol::UDP, 4, &[2000]);
+    let verdict = world.verdict(&frames::udp(POD, ALL, 4000, 2000), Direction::Egress, IFINDEX, true);
+    assert_eq!(verdict.reason, Reason::Passed);
+    assert_eq!(stamp::state(stamp::of_mark(verdict.mark, MARK_SHIFT)), stamp::JUDGED);
 }
 
 #[test]

@@ -278,6 +278,8 @@ fn a_nodes_overlay_is_where_flannel_announces_it_and_at_the_first_two_addresses_
     let overlay: Vec<String> = node.overlay.iter().map(ToString::to_string).collect();
     let expected = ["10.9.9.9", "10.244.2.0", "10.244.2.1", "198.51.100.7", "fd00:10:244:2::", "fd00:10:244:2::1"];
     assert_eq!(overlay, expected);
+    let broadcasts: Vec<String> = node.broadcasts.iter().map(ToString::to_string).collect();
+    assert_eq!(broadcasts, ["10.244.2.255"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every corner of the parser, through the programs.
 
-use netpol_common::abi::{Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL};
+use netpol_common::abi::{ClassRow, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, address_kind};
 use netpol_common::verdict::Reason;
 use netpol_policy::compile::MapOp;
 use netpol_suites::frames::{ACK, SYN, arp, ethernet, icmp, ipv4, ipv6, sctp, tcp, udp};
@@ -146,6 +146,8 @@ fn sent() -> Vec<(&'static str, Vec<u8>, Reason)> {
         ("service tag", ethernet(0x88a8, &[0; 46]), Reason::VlanTag),
         ("lldp", ethernet(0x88cc, &[0; 46]), Reason::Passed),
         ("overlay", ipv4(POD, NODE, 17, 0, &[], &udp(1, 8472, b"")), Reason::Overlay),
+        ("ip in ip to a node", ipv4(POD, NODE, 4, 0, &[], &[0; 20]), Reason::Overlay),
+        ("ip in ip to a pod", ipv4(POD, PEER, 4, 0, &[], &[0; 20]), Reason::Passed),
         ("overlay to a pod", ipv4(POD, PEER, 17, 0, &[], &udp(1, 8472, b"")), Reason::Passed),
     ]
 }
@@ -213,9 +215,13 @@ fn fragments_follow_the_first_one() {
 fn a_pod_is_delivered_what_is_addressed_to_it_or_to_all() {
     let mut both = Both::isolated();
     both.allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
+    let all_of_the_range = [10, 244, 0, 255];
+    both.apply(MapOp::PutClass(all_of_the_range.into(), ClassRow { kind: address_kind::BROADCAST, class: 0 }));
     for (destination, expected) in [
         (POD, Reason::Passed),
         (STRANGER, Reason::NotMine),
+        ([10, 244, 1, 255], Reason::NotMine),
+        (all_of_the_range, Reason::Passed),
         ([224, 0, 0, 251], Reason::Passed),
         ([255; 4], Reason::Passed),
     ] {
