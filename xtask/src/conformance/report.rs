@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::runner::Outcome;
-use super::specs::{End, Spec};
+use super::specs::{End, Lack, Spec};
 use crate::cluster::{self, Options};
 
 /// What came of a run.
@@ -13,8 +13,8 @@ pub(super) struct Summary {
     pub(super) options: Options,
     /// The specs that were run, in the order of their names.
     pub(super) outcomes: Vec<Outcome>,
-    /// Specs that were not, since this kernel makes no SCTP sockets.
-    pub(super) without_sctp: Vec<Spec>,
+    /// Specs that were not, with what this kernel lacks.
+    pub(super) left_out: Vec<(Spec, Lack)>,
     pub(super) seconds: f64,
 }
 
@@ -55,7 +55,7 @@ impl Summary {
 
     /// For people: what failed and how, what was skipped and why, and the numbers.
     pub(super) fn text(&self) -> String {
-        let Self { options, outcomes, without_sctp, seconds } = self;
+        let Self { options, outcomes, left_out, seconds } = self;
         let mut text = String::new();
         // Writing to a string does not fail.
         let mut put = |line: &str| {
@@ -74,12 +74,12 @@ impl Summary {
                 put(&format!("skipped: {}: {reason}", spec.name));
             }
         }
-        for spec in without_sctp {
-            put(&format!("skipped: {}: this kernel has no SCTP sockets", spec.name));
+        for (spec, lack) in left_out {
+            put(&format!("skipped: {}: {lack}", spec.name));
         }
         let failed = self.failed().count();
         let passed = self.ran() - failed;
-        let skipped = outcomes.len() - self.ran() + without_sctp.len();
+        let skipped = outcomes.len() - self.ran() + left_out.len();
         put(&format!("upstream, {options}: {passed} passed, {failed} failed, {skipped} skipped in {seconds:.0} s"));
         for complaint in self.complaints() {
             put(&format!("NOT AS IT SHOULD BE: {complaint}"));
@@ -89,7 +89,7 @@ impl Summary {
 
     /// For programs: everything, as one document.
     pub(super) fn json(&self) -> Value {
-        let Self { options, outcomes, without_sctp, seconds } = self;
+        let Self { options, outcomes, left_out, seconds } = self;
         let Options { nodes: _, backend, proxy, families } = options;
         let ran = outcomes.iter().map(|Outcome { spec, end, seconds }| match end {
             End::Passed => json!({ "name": spec.name, "result": "passed", "seconds": seconds }),
@@ -98,15 +98,15 @@ impl Summary {
             }),
             End::Skipped(reason) => json!({ "name": spec.name, "result": "skipped", "reason": reason }),
         });
-        let without = without_sctp
+        let without = left_out
             .iter()
-            .map(|spec| json!({ "name": spec.name, "result": "skipped", "reason": "the kernel has no SCTP sockets" }));
+            .map(|(spec, lack)| json!({ "name": spec.name, "result": "skipped", "reason": lack.to_string() }));
         let failed = self.failed().count();
         json!({
             "suite": "upstream",
             "backend": cluster::name(*backend), "proxy": cluster::name(*proxy), "families": cluster::name(*families),
             "passed": self.ran() - failed, "failed": failed,
-            "skipped": outcomes.len() - self.ran() + without_sctp.len(),
+            "skipped": outcomes.len() - self.ran() + left_out.len(),
             "seconds": seconds, "specs": ran.chain(without).collect::<Vec<_>>(), "complaints": self.complaints(),
         })
     }
@@ -128,8 +128,8 @@ mod tests {
     fn summary(outcomes: Vec<(&str, End)>) -> Summary {
         let outcomes =
             outcomes.into_iter().map(|(name, end)| Outcome { spec: named(name), end, seconds: 1.0 }).collect();
-        let without_sctp = vec![named("over SCTP")];
-        Summary { options: Line::parse_from(["up"]).options, outcomes, without_sctp, seconds: 2.0 }
+        let left_out = vec![(named("over SCTP"), Lack::SctpSockets)];
+        Summary { options: Line::parse_from(["up"]).options, outcomes, left_out, seconds: 2.0 }
     }
 
     fn failure() -> End {
@@ -142,7 +142,10 @@ mod tests {
         assert!(summary.complaints().is_empty());
         let text = summary.text();
         assert!(text.contains("1 passed, 0 failed, 1 skipped"), "{text}");
-        assert!(text.contains("over SCTP: this kernel has no SCTP sockets"), "{text}");
+        assert!(
+            text.contains("over SCTP: Feature:SCTPConnectivity: this kernel is built without CONFIG_IP_SCTP"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use netpol_testbed::kernel;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -47,6 +48,37 @@ impl Spec {
         // Two bytes and not another number of them, since they divide the specs of 1.36 most evenly: 16, 18 and 16.
         let sum: u16 = Sha256::digest(self.name.as_bytes()).iter().take(2).map(|byte| u16::from(*byte)).sum();
         u8::try_from(sum % u16::from(THIRDS)).unwrap_or_default() + 1
+    }
+}
+
+/// Fails if these are not as many specs as the release has, in all and with SCTP sockets.
+///
+/// # Errors
+/// In that case, with the numbers.
+pub(super) fn census(specs: &[Spec], expected: (usize, usize)) -> Result<()> {
+    let found = (specs.len(), specs.iter().filter(|spec| spec.needs_sctp()).count());
+    ensure!(
+        found == expected,
+        "the suite has {} specs, {} of them {SCTP}, and should have {} and {}",
+        found.0,
+        found.1,
+        expected.0,
+        expected.1
+    );
+    Ok(())
+}
+
+/// What a kernel lacks that a spec needs: the only reason for which a spec is not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    SctpSockets,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SctpSockets => write!(f, "{SCTP}: this kernel is built without {}", kernel::IP_SCTP.name),
+        }
     }
 }
 
@@ -253,6 +285,17 @@ pub(super) mod tests {
         let (suite, specs) = listed(&report).unwrap();
         let needs: Vec<bool> = specs.iter().map(Spec::needs_sctp).collect();
         assert_eq!((suite.as_str(), needs), ("netpol", vec![true, false]));
+    }
+
+    #[test]
+    fn a_suite_with_a_spec_too_few_or_with_another_label_is_refused() {
+        let of = |specs: &[Value]| listed(&report(specs)).unwrap().1;
+        let whole = of(&[spec("a", &[], "passed"), spec("b", &[SCTP], "passed")]);
+        assert!(census(&whole, (2, 1)).is_ok());
+        assert!(census(&whole[..1], (2, 1)).is_err());
+        let relabelled = of(&[spec("a", &[], "passed"), spec("b", &[], "passed")]);
+        let said = census(&relabelled, (2, 1)).unwrap_err().to_string();
+        assert!(said.contains("has 2 specs, 0 of them"), "{said}");
     }
 
     #[test]

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use netpol_testbed::interrupt;
+use anyhow::{Context, Result, bail, ensure};
+use netpol_testbed::{interrupt, kernel};
 
 use super::report::{Summary, line};
 use super::runner::Program;
 use super::site::{Right, Site};
-use super::specs::{Selection, Spec};
-use super::suite::Recipe;
+use super::specs::{Lack, Selection, Spec, census};
+use super::suite::{Recipe, SPECS};
 use crate::cluster::Options;
 
 /// What to run, and where.
@@ -35,15 +35,15 @@ impl Run<'_> {
         let begin = Instant::now();
         let program = Program { path: Recipe::read()?.program()?, folder: self.folder.clone() };
         let (suite, specs) = program.list()?;
+        census(&specs, SPECS)?;
         let chosen: Vec<Spec> = specs.into_iter().filter(|spec| self.selection.contains(spec)).collect();
         let (sctp, mut chosen): (Vec<Spec>, Vec<Spec>) = chosen.into_iter().partition(Spec::needs_sctp);
-        let mut without_sctp = Vec::new();
-        if has_sctp()? {
-            chosen.extend(sctp);
-        } else {
-            without_sctp = sctp;
+        let mut left_out = Vec::new();
+        match lacks_sctp(makes_sctp_sockets()?, || kernel::IP_SCTP.is_built())? {
+            None => chosen.extend(sctp),
+            Some(lack) => left_out.extend(sctp.into_iter().map(|spec| (spec, lack))),
         }
-        if chosen.is_empty() && without_sctp.is_empty() {
+        if chosen.is_empty() && left_out.is_empty() {
             bail!("no spec is chosen");
         }
         let outcomes = {
@@ -59,12 +59,24 @@ impl Run<'_> {
         if interrupt::requested() {
             bail!(interrupt::Interrupted);
         }
-        Ok(Summary { options: self.options.clone(), outcomes, without_sctp, seconds: begin.elapsed().as_secs_f64() })
+        ensure!(outcomes.len() == chosen.len(), "{} of {} specs have an outcome", outcomes.len(), chosen.len());
+        Ok(Summary { options: self.options.clone(), outcomes, left_out, seconds: begin.elapsed().as_secs_f64() })
     }
 }
 
-/// Whether this kernel, which every node of the cluster runs on, makes SCTP sockets (`CONFIG_IP_SCTP`).
-fn has_sctp() -> Result<bool> {
+/// Why specs that need SCTP sockets are not run; none if they are. A kernel that is built with them may not skip them, even
+/// where it makes none, as without its module: that is to be mended and not to be skipped.
+fn lacks_sctp(makes_sockets: bool, is_built: impl FnOnce() -> Result<bool>) -> Result<Option<Lack>> {
+    if makes_sockets {
+        return Ok(None);
+    }
+    let option = kernel::IP_SCTP.name;
+    ensure!(!is_built()?, "this kernel has {option} and makes no SCTP socket: modprobe sctp");
+    Ok(Some(Lack::SctpSockets))
+}
+
+/// Whether this kernel, which every node of the cluster runs on, makes SCTP sockets.
+fn makes_sctp_sockets() -> Result<bool> {
     // SAFETY: socket takes three numbers, and the descriptor is nobody else's.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_SCTP) };
     if socket >= 0 {
@@ -75,5 +87,18 @@ fn has_sctp() -> Result<bool> {
     match std::io::Error::last_os_error() {
         error if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(false),
         error => Err(error).context("socket(IPPROTO_SCTP)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_of_sctp_are_left_out_only_by_a_kernel_that_is_built_without_it() {
+        assert_eq!(lacks_sctp(true, || bail!("nobody asks")).unwrap(), None);
+        assert_eq!(lacks_sctp(false, || Ok(false)).unwrap(), Some(Lack::SctpSockets));
+        assert!(lacks_sctp(false, || Ok(true)).is_err());
+        assert!(lacks_sctp(false, || bail!("the kernel does not tell")).is_err());
     }
 }

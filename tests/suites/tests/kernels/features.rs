@@ -1,7 +1,8 @@
 //! What is known of kernels.
 
 use netpol_suites::kernel::verifier::processed;
-use netpol_suites::kernel::{Feature, Version, has, is_built};
+use netpol_suites::kernel::{Feature, Version, has};
+use netpol_testbed::kernel::is_built;
 
 #[test]
 fn versions_are_compared_by_number() {

@@ -2,17 +2,20 @@
 //! rows that they write to a file, or else by the number of their tests, and other kernels by what `cargo xtask vm`
 //! prints.
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ValueEnum;
-use netpol_testbed::interrupt;
+use netpol_testbed::{interrupt, kernel};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use serde::Deserialize;
 
 use super::Row;
 use crate::cluster::{self, Families, Proxy};
@@ -29,6 +32,9 @@ const KERNELS: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
 /// The variable that names the file for a suite's rows; `netpol_suites::cells` reads it.
 const VARIABLE: &str = "NETPOL_CELLS";
+
+/// What begins a line about a test, or a part of one, that the kernel cannot carry; `netpol_suites::kernel::require` writes it.
+const SKIP: &str = "skip: ";
 
 /// How often a request to end is looked for.
 const POLL: Duration = Duration::from_millis(100);
@@ -89,9 +95,11 @@ impl Context<'_> {
                     suite: "upstream".to_owned(),
                     family: cluster::name(*families),
                     proxy: cluster::name(*proxy),
-                    kernel: release()?,
+                    kernel: kernel::release()?,
                     cells: number(summary.outcomes.len())?,
                     wrong: number(summary.failed().count() + summary.outcomes.len() - summary.ran())?,
+                    skipped: number(summary.left_out.len())?,
+                    reasons: once(summary.left_out.iter().map(|(_, lack)| lack.to_string())),
                     unit: "specs".to_owned(),
                 }])
             }
@@ -99,7 +107,7 @@ impl Context<'_> {
             Job::Kernel(series) => {
                 let mut vm = Command::new(std::env::current_exe().context("the path of this program")?);
                 vm.args(["vm", series]);
-                kernel_rows(series, &captured(&mut vm)?)
+                kernel_rows(series, &captured(&mut vm)?.output)
             }
         }
     }
@@ -114,9 +122,16 @@ impl Context<'_> {
         // What is too long for `cargo xtask test` is ignored there, and not here.
         tests.arg("--include-ignored");
         tests.env(VARIABLE, &file);
-        let printed = captured(&mut tests)?;
-        suite_rows(name, &release()?, &printed, &read(&file)?)
+        let Printed { output, errors } = captured(&mut tests)?;
+        let skips: Vec<&str> = errors.lines().filter_map(|line| line.strip_prefix(SKIP)).collect();
+        suite_rows(name, &kernel::release()?, &output, &read(&file)?, &skips)
     }
+}
+
+/// What a command has printed.
+struct Printed {
+    output: String,
+    errors: String,
 }
 
 /// Runs a command, passes on what it prints, and returns that. Its status is not asked: what it printed says more, and
@@ -124,17 +139,19 @@ impl Context<'_> {
 ///
 /// # Errors
 /// It does not start, or the user interrupts, of which it is told.
-fn captured(command: &mut Command) -> Result<String> {
+fn captured(command: &mut Command) -> Result<Printed> {
     let line = process::line(command);
     // A group of its own: Ctrl-C in the terminal reaches it once, from here, as a request to this process does.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
     let stdout = child.stdout.take().context("a child has no standard output")?;
+    let stderr = child.stderr.take().context("a child has no standard error")?;
     let group = Pid::from_raw(i32::try_from(child.id()).context("a process id")?);
     let printed = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| pass_on(stdout).with_context(|| format!("cannot read what `{line}` prints")));
+        let output = scope.spawn(|| pass_on(stdout));
+        let errors = scope.spawn(|| pass_on(stderr));
         let mut told = false;
-        while !reader.is_finished() {
+        while !(output.is_finished() && errors.is_finished()) {
             if interrupt::requested() && !told {
                 told = true;
                 // It may have ended in between, and that is as good.
@@ -142,7 +159,11 @@ fn captured(command: &mut Command) -> Result<String> {
             }
             std::thread::sleep(POLL);
         }
-        reader.join().unwrap_or_else(|_panic| bail!("the thread that reads what `{line}` prints panicked"))
+        let read = |reader: ScopedJoinHandle<'_, std::io::Result<String>>| {
+            let outcome = reader.join().map_err(|_panic| anyhow!("a thread panicked"))?;
+            outcome.with_context(|| format!("cannot read what `{line}` prints"))
+        };
+        anyhow::Ok(Printed { output: read(output)?, errors: read(errors)? })
     })?;
     child.wait().context("waitpid")?;
     if interrupt::requested() {
@@ -151,7 +172,7 @@ fn captured(command: &mut Command) -> Result<String> {
     Ok(printed)
 }
 
-fn pass_on(output: ChildStdout) -> std::io::Result<String> {
+fn pass_on(output: impl Read) -> std::io::Result<String> {
     let mut printed = String::new();
     for line in BufReader::new(output).lines() {
         let line = line?;
@@ -166,19 +187,31 @@ fn read(file: &PathBuf) -> Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// The rows of a suite: those that it wrote, added up; its tests where it wrote none, or where a test failed and no row
-/// says so.
-fn suite_rows(suite: &str, kernel: &str, printed: &str, written: &str) -> Result<Vec<Row>> {
+/// What a suite writes to the file for its rows (`netpol_suites::cells`).
+#[derive(Deserialize)]
+struct Written {
+    suite: String,
+    family: String,
+    proxy: String,
+    cells: u64,
+    wrong: u64,
+}
+
+/// The rows of a suite: those that it wrote, added up; its tests where it wrote none, where a test failed and no row says
+/// so, or where one was skipped. A skip is a test's name and what the kernel lacks.
+fn suite_rows(suite: &str, kernel: &str, printed: &str, written: &str, skips: &[&str]) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
     for line in written.lines() {
-        let row: Row = serde_json::from_str(line).with_context(|| format!("{suite} wrote {line}"))?;
+        let row: Written = serde_json::from_str(line).with_context(|| format!("{suite} wrote {line}"))?;
         let same =
             |other: &&mut Row| (&other.suite, &other.family, &other.proxy) == (&row.suite, &row.family, &row.proxy);
         if let Some(there) = rows.iter_mut().find(same) {
             there.cells += row.cells;
             there.wrong += row.wrong;
         } else {
-            rows.push(Row { kernel: kernel.to_owned(), ..row });
+            let Written { suite, family, proxy, cells, wrong } = row;
+            let (kernel, unit) = (kernel.to_owned(), "cells".to_owned());
+            rows.push(Row { suite, family, proxy, kernel, cells, wrong, skipped: 0, reasons: Vec::new(), unit });
         }
     }
     let results = printed.lines().filter_map(|line| line.strip_prefix("test result: "));
@@ -192,19 +225,20 @@ fn suite_rows(suite: &str, kernel: &str, printed: &str, written: &str) -> Result
     if !any || counts.0 + counts.1 == 0 {
         bail!("{suite} ran no test");
     }
-    if rows.is_empty() || (counts.1 > 0 && rows.iter().all(|row| row.wrong == 0)) {
-        rows.push(tests(suite, kernel, counts.0 + counts.1, counts.1));
+    if rows.is_empty() || !skips.is_empty() || (counts.1 > 0 && rows.iter().all(|row| row.wrong == 0)) {
+        rows.push(tests(suite, kernel, counts.0 + counts.1, counts.1, skips)?);
     }
     Ok(rows)
 }
 
 /// The rows of a virtual machine, out of its lines: `5.10    5.10.0-32-cloud-amd64: up in 4 s, 60 s in all` first, then for
-/// each suite `5.10    packets      ok. 15 passed; 0 failed; 0 skipped; 12 s` and its rows, such as
+/// each suite `5.10    packets      ok. 15 passed; 0 failed; 1 skipped; 12 s`, its skips, such as
+/// `5.10      skipped: a_test: Tcx is there since 6.6`, and its rows, such as
 /// `5.10    packets      {"suite":"packets-three-ways",…}`.
 fn kernel_rows(series: &str, printed: &str) -> Result<Vec<Row>> {
     let mut kernel = series.to_owned();
-    // What was printed of each suite, in the order of the lines: its counts and its rows.
-    let mut suites: Vec<(String, String, Vec<&str>)> = Vec::new();
+    // What was printed of each suite, in the order of the lines: its counts, its rows and its skips.
+    let mut suites: Vec<(String, String, Vec<&str>, Vec<&str>)> = Vec::new();
     for line in printed.lines() {
         let Some(rest) = line.strip_prefix(series).filter(|rest| rest.starts_with(' ')) else { continue };
         let Some((first, rest)) = rest.trim_start().split_once(' ') else { continue };
@@ -214,49 +248,55 @@ fn kernel_rows(series: &str, printed: &str) -> Result<Vec<Row>> {
         } else if rest.starts_with('{') {
             let suite = suites.iter_mut().rfind(|(name, ..)| name == first);
             suite.with_context(|| format!("a row of no suite: {line}"))?.2.push(rest);
+        } else if first == "skipped:" {
+            suites.last_mut().with_context(|| format!("a skip of no suite: {line}"))?.3.push(rest);
         } else if passed_and_failed(rest).is_some() {
-            suites.push((first.to_owned(), rest.to_owned(), Vec::new()));
+            suites.push((first.to_owned(), rest.to_owned(), Vec::new(), Vec::new()));
         }
     }
     if suites.is_empty() {
         bail!("`cargo xtask vm {series}` printed no suite");
     }
     let mut rows = Vec::new();
-    for (suite, counts, written) in suites {
+    for (suite, counts, written, skips) in suites {
         let (passed, failed) = passed_and_failed(&counts).context("counts")?;
         if counts.contains("FAILED") && failed == 0 {
             // It did not run to its end, and that is wrong whatever its tests said.
-            rows.push(tests(&suite, &kernel, passed.max(1), 1));
+            rows.push(tests(&suite, &kernel, passed.max(1), 1, &skips)?);
         } else {
-            rows.extend(suite_rows(&suite, &kernel, &format!("test result: {counts}"), &written.join("\n"))?);
+            let (counts, written) = (format!("test result: {counts}"), written.join("\n"));
+            rows.extend(suite_rows(&suite, &kernel, &counts, &written, &skips)?);
         }
     }
     Ok(rows)
 }
 
 /// A row of a suite's tests.
-fn tests(suite: &str, kernel: &str, number: u64, wrong: u64) -> Row {
-    Row {
+fn tests(suite: &str, kernel: &str, tests: u64, wrong: u64, skips: &[&str]) -> Result<Row> {
+    // The same is lacking in many tests.
+    let lacking = |skip: &&str| skip.split_once(": ").map_or(*skip, |(_test, what)| what).to_owned();
+    Ok(Row {
         suite: suite.to_owned(),
         family: "dual".to_owned(),
         proxy: "-".to_owned(),
         kernel: kernel.to_owned(),
-        cells: number,
+        cells: tests,
         wrong,
+        skipped: number(skips.len())?,
+        reasons: once(skips.iter().map(lacking)),
         unit: "tests".to_owned(),
-    }
+    })
+}
+
+/// Each of them once, in order.
+fn once(all: impl Iterator<Item = String>) -> Vec<String> {
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The two numbers of `… 15 passed; 0 failed; …`.
 fn passed_and_failed(line: &str) -> Option<(u64, u64)> {
     let before = |text: &str| line.split_once(text)?.0.split_whitespace().next_back()?.parse().ok();
     Some((before(" passed;")?, before(" failed;")?))
-}
-
-/// This machine's kernel.
-fn release() -> Result<String> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc/sys/kernel/osrelease")?;
-    Ok(release.trim().to_owned())
 }
 
 fn number(count: usize) -> Result<u64> {
@@ -279,7 +319,7 @@ mod tests {
             format!(r#"{{"suite":"services","family":"{family}","proxy":"iptables","cells":{cells},"wrong":{wrong}}}"#)
         });
         let printed = "test result: FAILED. 2 passed; 1 failed; 0 ignored\n";
-        let rows = suite_rows("services", "6.18", printed, &written.join("\n")).unwrap();
+        let rows = suite_rows("services", "6.18", printed, &written.join("\n"), &[]).unwrap();
         let numbers: Vec<_> = rows.iter().map(|row| (row.family.as_str(), row.cells, row.wrong)).collect();
         assert_eq!(numbers, [("ipv4", 17, 0), ("ipv6", 5, 1)]);
         assert!(rows.iter().all(|row| row.kernel == "6.18"));
@@ -289,21 +329,31 @@ mod tests {
     fn a_failed_test_is_a_wrong_row_although_no_cell_was_wrong() {
         let written = r#"{"suite":"packets","family":"dual","proxy":"-","cells":10,"wrong":0}"#;
         let rows =
-            suite_rows("packets", "6.18", "test result: FAILED. 1 passed; 1 failed; 0 ignored", written).unwrap();
+            suite_rows("packets", "6.18", "test result: FAILED. 1 passed; 1 failed; 0 ignored", written, &[]).unwrap();
         assert_eq!((rows.len(), rows[1].wrong, rows[1].unit.as_str()), (2, 1, "tests"));
     }
 
     #[test]
+    fn skips_are_counted_beside_the_cells_of_their_suite_with_each_reason_once() {
+        let written = r#"{"suite":"lifecycle","family":"ipv4","proxy":"-","cells":10,"wrong":0}"#;
+        let skips = ["a: Tcx is there since 6.6", "b::c: Tcx is there since 6.6", "d: Ipvs is built by CONFIG_IP_VS"];
+        let counts = "test result: ok. 9 passed; 0 failed; 0 ignored";
+        let rows = suite_rows("lifecycle", "5.10", counts, written, &skips).unwrap();
+        assert_eq!((rows.len(), rows[0].skipped, rows[1].skipped, rows[1].cells), (2, 0, 3, 9));
+        assert_eq!(rows[1].reasons, ["Ipvs is built by CONFIG_IP_VS", "Tcx is there since 6.6"]);
+    }
+
+    #[test]
     fn a_suite_that_ran_nothing_is_no_row() {
-        assert!(suite_rows("packets", "6.18", "error: no test target", "").is_err());
-        assert!(suite_rows("packets", "6.18", "test result: ok. 0 passed; 0 failed; 0 ignored", "").is_err());
+        assert!(suite_rows("packets", "6.18", "error: no test target", "", &[]).is_err());
+        assert!(suite_rows("packets", "6.18", "test result: ok. 0 passed; 0 failed; 0 ignored", "", &[]).is_err());
     }
 
     #[test]
     fn suites_of_a_virtual_machine_are_rows_and_its_other_lines_are_not() {
         let printed = "5.10    5.10.0-32-cloud-amd64: up in 4 s, 60 s in all\n\
-                       5.10    kernels      ok. 15 passed; 0 failed; 2 skipped; 12 s\n\
-                       5.10      skipped: tcx: since 6.6\n\
+                       5.10    kernels      ok. 15 passed; 0 failed; 1 skipped; 12 s\n\
+                       5.10      skipped: a_test: Tcx is there since 6.6\n\
                        5.10    packets      ok. 20 passed; 0 failed; 0 skipped; 12 s\n\
                        5.10    packets      {\"cells\":7,\"family\":\"dual\",\"proxy\":\"-\",\"suite\":\"ways\",\"wrong\":0}\n\
                        5.10    packets      {\"cells\":3,\"family\":\"dual\",\"proxy\":\"-\",\"suite\":\"ways\",\"wrong\":1}\n\
@@ -320,6 +370,8 @@ mod tests {
         ];
         assert_eq!(numbers, expected);
         assert!(rows.iter().all(|row| row.kernel == "5.10.0-32-cloud-amd64"));
+        assert_eq!(rows.iter().map(|row| row.skipped).collect::<Vec<_>>(), [1, 0, 0, 0]);
+        assert_eq!(rows[0].reasons, ["Tcx is there since 6.6"]);
         assert!(kernel_rows("6.1", printed).is_err());
     }
 

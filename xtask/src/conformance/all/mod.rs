@@ -21,7 +21,7 @@ use super::Output;
 pub(super) use jobs::Context;
 use record::{Finished, Record};
 
-/// A line of the table. Suites write it too, without the kernel (`netpol_suites::cells`).
+/// A line of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) suite: String,
@@ -30,19 +30,18 @@ pub(super) struct Row {
     /// kube-proxy's mode, or `-` where there is no proxy.
     pub(super) proxy: String,
     /// Its release.
-    #[serde(default)]
     pub(super) kernel: String,
     /// How many were tried.
     pub(super) cells: u64,
     /// How many of them are not as they should be.
     pub(super) wrong: u64,
+    /// How many were not tried, since the kernel lacks something. Not optional: a record from before it was counted is
+    /// none, rather than one with no skips.
+    pub(super) skipped: u64,
+    /// What it lacks, once for each reason.
+    pub(super) reasons: Vec<String>,
     /// What is counted: cells (connections that were tried), specs (of upstream's suite), tests.
-    #[serde(default = "cells")]
     pub(super) unit: String,
-}
-
-fn cells() -> String {
-    "cells".to_owned()
 }
 
 /// A row as JSON shows it.
@@ -85,7 +84,7 @@ pub(super) fn main(choice: &Choice, context: &Context<'_>, output: Output) -> Re
     }
     let mut record = Record::open()?;
     if *list {
-        print!("{}", listing(jobs.iter().map(|(name, _)| (name.as_str(), record.find(name)))));
+        print!("{}", listing(jobs.iter().map(|(name, _)| (name.as_str(), record.last(name)))));
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("conformance: {} jobs; the record is {}", jobs.len(), record.path().display());
@@ -142,7 +141,8 @@ fn listing<'a>(jobs: impl Iterator<Item = (&'a str, Option<&'a Finished>)>) -> S
             let commit = short(commit);
             let wrong = rows.iter().filter(|row| row.wrong > 0).count();
             let rows = rows.len();
-            format!("{name:<28}  {commit}, in {seconds} s: {rows} rows, {wrong} of them with something wrong\n")
+            let again = if wrong > 0 { ": to be run again" } else { "" };
+            format!("{name:<28}  {commit}, in {seconds} s: {rows} rows, {wrong} of them with something wrong{again}\n")
         }
         None => format!("{name:<28}  not run\n"),
     };
@@ -154,39 +154,39 @@ fn short(commit: &str) -> &str {
     commit.get(..8).unwrap_or(commit)
 }
 
-/// The rows for people, each with its commit, and what is missing.
+/// The rows for people, each with its commit, and what was left out and what is missing.
 fn table(rows: &[(String, Row)], could_not: &[String]) -> String {
+    /// Columns of numbers, which stand to the right.
+    const NUMBERS: [usize; 3] = [4, 6, 7];
     let mut text = String::new();
-    let header = ["suite", "family", "proxy", "kernel", "probed", "", "wrong", "commit"].map(str::to_owned);
+    let header = ["suite", "family", "proxy", "kernel", "probed", "", "wrong", "skipped", "commit"].map(str::to_owned);
     let mut lines = vec![header];
-    for (commit, Row { suite, family, proxy, kernel, cells, wrong, unit }) in rows {
-        let numbers = (cells.to_string(), wrong.to_string());
-        let words = [suite, family, proxy, kernel, &numbers.0, unit, &numbers.1, short(commit)];
-        lines.push(words.map(str::to_owned));
+    for (commit, Row { suite, family, proxy, kernel, cells, wrong, skipped, reasons: _, unit }) in rows {
+        let [cells, wrong, skipped] = [cells, wrong, skipped].map(u64::to_string);
+        lines.push([suite, family, proxy, kernel, &cells, unit, &wrong, &skipped, short(commit)].map(str::to_owned));
     }
-    let mut widths = [0; 8];
+    let mut widths = [0; 9];
     for line in &lines {
         for (width, word) in widths.iter_mut().zip(line) {
             *width = word.len().max(*width);
         }
     }
     for line in &lines {
-        let cells: Vec<String> = line
-            .iter()
-            .zip(widths)
-            .enumerate()
-            // Numbers to the right.
-            .map(
-                |(at, (word, width))| {
-                    if matches!(at, 4 | 6) { format!("{word:>width$}") } else { format!("{word:width$}") }
-                },
-            )
-            .collect();
+        let aligned = |(at, (word, width)): (usize, (&String, usize))| {
+            if NUMBERS.contains(&at) { format!("{word:>width$}") } else { format!("{word:width$}") }
+        };
+        let cells: Vec<String> = line.iter().zip(widths).enumerate().map(aligned).collect();
         // Writing to a string does not fail.
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     let wrong = rows.iter().filter(|(_, row)| row.wrong > 0).count();
-    let _ = writeln!(text, "{} rows, {wrong} of them with something wrong", rows.len());
+    let skipped: u64 = rows.iter().map(|(_, row)| row.skipped).sum();
+    let _ = writeln!(text, "{} rows, {wrong} of them with something wrong, {skipped} skipped", rows.len());
+    for (_, Row { suite, family, proxy, kernel, skipped, reasons, .. }) in rows {
+        for reason in reasons {
+            let _ = writeln!(text, "skipped: {suite} {family} {proxy} {kernel}: {skipped}: {reason}");
+        }
+    }
     for name in could_not {
         let _ = writeln!(text, "could not run: {name}");
     }
@@ -207,15 +207,23 @@ mod tests {
                 kernel: "6.18".to_owned(),
                 cells: 1945,
                 wrong,
-                unit: cells(),
+                skipped: if suite == "upstream" { 3 } else { 0 },
+                reasons: if suite == "upstream" { vec!["no SCTP".to_owned()] } else { Vec::new() },
+                unit: "cells".to_owned(),
             };
             ("0123456789abcdef".to_owned(), row)
         };
-        let text = table(&[row("sandbox", 0), row("services", 3)], &["kernel 5.10".to_owned()]);
+        let text = table(&[row("sandbox", 0), row("upstream", 3)], &["kernel 5.10".to_owned()]);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong  commit");
-        assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0  01234567");
-        assert_eq!(lines[3..], ["2 rows, 1 of them with something wrong", "could not run: kernel 5.10"]);
+        assert_eq!(lines[0], "suite     family  proxy  kernel  probed         wrong  skipped  commit");
+        assert_eq!(lines[1], "sandbox   dual    -      6.18      1945  cells      0        0  01234567");
+        assert_eq!(lines[2], "upstream  dual    -      6.18      1945  cells      3        3  01234567");
+        let rest = [
+            "2 rows, 1 of them with something wrong, 3 skipped",
+            "skipped: upstream dual - 6.18: 3: no SCTP",
+            "could not run: kernel 5.10",
+        ];
+        assert_eq!(lines[3..], rest);
     }
 
     #[test]
@@ -230,12 +238,5 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("suite packets ") && lines[0].contains("01234567, in 12 s"), "{text}");
         assert!(lines[1].starts_with("kernel 5.10 ") && lines[1].ends_with("not run"), "{text}");
-    }
-
-    #[test]
-    fn a_row_that_a_suite_has_written_has_no_kernel_yet_and_counts_cells() {
-        let line = r#"{"suite":"services","family":"ipv6","proxy":"iptables","cells":200,"wrong":0}"#;
-        let row: Row = serde_json::from_str(line).unwrap();
-        assert_eq!((row.kernel.as_str(), row.unit.as_str(), row.cells), ("", "cells", 200));
     }
 }

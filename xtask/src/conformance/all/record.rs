@@ -105,9 +105,14 @@ impl Record {
         self.source.changes.is_some()
     }
 
-    /// What the last finished run of a job has found.
-    pub(super) fn find(&self, job: &str) -> Option<&Finished> {
+    /// What the last finished run of a job has found, whatever that is.
+    pub(super) fn last(&self, job: &str) -> Option<&Finished> {
         self.finished.iter().rev().find(|finished| finished.job == job)
+    }
+
+    /// The same of a job that need not be run again: one that found something wrong is not done with.
+    pub(super) fn find(&self, job: &str) -> Option<&Finished> {
+        self.last(job).filter(|finished| finished.rows.iter().all(|row| row.wrong == 0))
     }
 
     /// Adds what a job has found, unless the checkout is not what it was when the record was opened.
@@ -204,6 +209,46 @@ mod tests {
         assert!(found(|| Ok(at("a", None))));
         assert!(!found(|| Ok(at("b", None))));
         assert!(!found(|| Ok(at("a", Some("1")))));
+    }
+
+    fn row(wrong: u64) -> Row {
+        Row {
+            suite: "packets".to_owned(),
+            family: "dual".to_owned(),
+            proxy: "-".to_owned(),
+            kernel: "6.18".to_owned(),
+            cells: 7,
+            wrong,
+            skipped: 0,
+            reasons: Vec::new(),
+            unit: "cells".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_job_that_found_something_wrong_is_run_again_until_it_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        let read = || Record::read(path.clone(), checkout(|| Ok(at("a", None)))).unwrap();
+        let _finished = read().add("suite packets", vec![row(0), row(1)], 1).unwrap();
+        assert_eq!(read().find("suite packets"), None);
+        assert!(read().last("suite packets").is_some(), "what it found is still told");
+        let _finished = read().add("suite packets", vec![row(0), row(0)], 1).unwrap();
+        assert!(read().find("suite packets").is_some());
+        let _finished = read().add("suite packets", vec![row(2)], 1).unwrap();
+        assert_eq!(read().find("suite packets"), None, "the last run counts");
+    }
+
+    #[test]
+    fn a_record_from_before_skips_were_counted_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        let read = || Record::read(path.clone(), checkout(|| Ok(at("a", None)))).unwrap();
+        let _finished = read().add("suite packets", vec![row(0)], 1).unwrap();
+        assert!(read().find("suite packets").is_some());
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(r#""skipped":0,"reasons":[],"#, "")).unwrap();
+        assert_eq!(read().last("suite packets"), None);
     }
 
     #[test]
