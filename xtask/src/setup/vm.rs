@@ -6,13 +6,15 @@ use anyhow::Result;
 use super::packages;
 
 /// Programs, and the package that brings each.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     // Indices of modules; and modprobe, which runs inside.
     ("depmod", "kmod"),
     ("modprobe", "kmod"),
     // Runs inside: Services of IPVS.
     ("ipvsadm", "ipvsadm"),
+    // Runs inside: tests of attacks set the node's switches by it.
+    ("sysctl", "procps"),
     // What is in a package of Debian, and in lists of packages.
     ("dpkg-deb", "dpkg"),
     ("xz", "xz-utils"),

@@ -14,9 +14,9 @@ use super::suites::Built;
 use crate::process;
 
 /// Programs of this machine that suites run, and `modprobe`, by which the kernel itself asks for modules.
-const PROGRAMS: [&str; 5] = ["ip", "tc", "nft", "ipvsadm", "modprobe"];
+const PROGRAMS: [&str; 8] = ["ip", "tc", "ss", "nft", "ipvsadm", "sysctl", "sh", "modprobe"];
 /// Programs that some suites run, if they are here.
-const WELCOME: [&str; 5] = ["sh", "cat", "ls", "sleep", "nsenter"];
+const WELCOME: [&str; 7] = ["cat", "cut", "grep", "ls", "rm", "sleep", "nsenter"];
 
 /// The folder of all programs; others are links to it.
 const BIN: &str = "usr/bin";

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use anyhow::{Context as _, Result};
 use aya::programs;
 use netpol_agent::dataplane::sys::{self, TcxHook};
+use netpol_suites::kernel::{self, Feature};
 use netpol_testbed::node::Node;
 
 const PIN: &str = "/sys/fs/bpf/foreign";
@@ -86,8 +87,11 @@ pub(crate) fn is_there(node: &Node, interface: &str) -> Result<bool> {
     Ok(foreign.is_some_and(|foreign| ids.contains(&foreign)))
 }
 
-/// Number of TCX programs on an interface, both hooks together.
+/// Number of TCX programs on an interface, both hooks together: none where the kernel has no such hooks.
 pub(crate) fn count(node: &Node, interface: &str) -> Result<usize> {
+    if !kernel::has(Feature::Tcx) {
+        return Ok(0);
+    }
     node.place().run(|| {
         let index = index(interface)?;
         Ok(sys::tcx_query(index, TcxHook::Ingress)?.len() + sys::tcx_query(index, TcxHook::Egress)?.len())

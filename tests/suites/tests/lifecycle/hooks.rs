@@ -7,7 +7,7 @@ use netpol_testbed::node::BRIDGE;
 use netpol_testbed::outside::UPLINK;
 
 use super::harness::Site;
-use super::{MECHANISMS, foreign, shop};
+use super::{foreign, known_mechanisms, mechanisms, shop};
 
 /// What a device carries, as the kernel tells it.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ fn carried(site: &Site, mechanism: &str, interface: &str) -> Carried {
 
 /// Asserts that nothing of ours is on a device.
 pub(super) fn assert_bare(site: &Site, interface: &str) {
-    for mechanism in MECHANISMS {
+    for mechanism in known_mechanisms() {
         assert_eq!(carried(site, mechanism, interface), Carried::new(&[], &[]), "{interface}, {mechanism}");
     }
 }
@@ -68,7 +68,7 @@ const HOOK: [&str; 1] = ["host_egress"];
 
 #[test]
 fn every_device_is_hooked_but_loopback_ifb_the_pod_bridge_and_pods() {
-    for mechanism in MECHANISMS {
+    for mechanism in mechanisms() {
         let mut site = shop(&["--attach", mechanism]);
         let _out = site.on_node(
             "ip link add other0 type veth peer name other1 && ip link set other0 up \
@@ -96,7 +96,7 @@ fn every_device_is_hooked_but_loopback_ifb_the_pod_bridge_and_pods() {
 
 #[test]
 fn a_device_is_hooked_when_it_appears_and_let_go_of_when_it_becomes_a_pods() {
-    for mechanism in MECHANISMS {
+    for mechanism in mechanisms() {
         let mut site = shop(&["--attach", mechanism]);
         site.start_agent();
         site.settle();
@@ -125,7 +125,7 @@ fn a_device_is_hooked_when_it_appears_and_let_go_of_when_it_becomes_a_pods() {
 
 #[test]
 fn a_restarted_agent_finds_its_hooks_and_forgets_devices_that_went() {
-    for mechanism in MECHANISMS {
+    for mechanism in mechanisms() {
         let mut site = shop(&["--attach", mechanism]);
         let _out = site.on_node("ip link add gone0 type veth peer name gone1 && ip link add kept0 type bridge");
         site.start_agent();

@@ -9,7 +9,7 @@ use netpol_testbed::place::Place;
 use serde_json::{Value, json};
 
 use super::harness::{PORT, Site, addresses};
-use super::{MECHANISMS, shop};
+use super::{mechanisms, shop};
 
 /// How long silence lasts until it is a drop; nothing here is slow.
 const SILENCE: Duration = Duration::from_millis(800);
@@ -112,7 +112,7 @@ fn pair(addresses: &[IpAddr]) -> [IpAddr; 2] {
 
 #[test]
 fn egress_to_a_service_is_judged_by_the_backend_that_the_proxy_chose() {
-    for mechanism in MECHANISMS {
+    for mechanism in mechanisms() {
         let mut site = shop(&["--attach", mechanism]);
         site.delete_policy("only-client");
         site.put_object(service());
