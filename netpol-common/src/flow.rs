@@ -4,7 +4,7 @@
 //! An entry is judged expired when it is looked up. Its room is reclaimed by the LRU or, where nothing is evicted, by the
 //! agent's sweep, on which no verdict depends.
 
-use crate::abi::{Direction, FlowKey, FlowRow, account, initiator, phase};
+use crate::abi::{Direction, FlowKey, FlowRow, OWN_NODE_SHARES, account, admission, initiator, phase};
 use crate::parse::{Address, Packet, protocol, sctp_chunk, tcp_flags};
 use crate::tables::FlowTable;
 
@@ -100,12 +100,15 @@ pub const fn key_of(ifindex: u32, local_port: [u8; 2], peer_port: [u8; 2], peer:
 #[inline(always)]
 pub const fn idle_timeout(table: FlowTable, protocol: u8, phase: u32) -> u32 {
     match (protocol, table) {
-        (protocol::TCP | protocol::SCTP, FlowTable::Tombstones) => timeout::CONNECTION,
+        (protocol::TCP | protocol::SCTP, FlowTable::Tombstones | FlowTable::OverTombstones) => timeout::CONNECTION,
         (protocol::TCP | protocol::SCTP, FlowTable::Embryonic | FlowTable::OverEmbryonic) => timeout::OPENING,
         (protocol::TCP | protocol::SCTP, _) if is_finished(phase) => timeout::FINISHED,
         (protocol::TCP | protocol::SCTP, FlowTable::Confirmed | FlowTable::OverConfirmed) => timeout::CONNECTION,
         (protocol::UDP, FlowTable::Embryonic | FlowTable::OverEmbryonic) => timeout::UDP_UNREPLIED,
-        (protocol::UDP, FlowTable::Confirmed | FlowTable::OverConfirmed | FlowTable::Tombstones) => timeout::UDP,
+        (
+            protocol::UDP,
+            FlowTable::Confirmed | FlowTable::OverConfirmed | FlowTable::Tombstones | FlowTable::OverTombstones,
+        ) => timeout::UDP,
         (protocol::ICMP | protocol::ICMPV6, _) => timeout::ICMP,
         _ => timeout::OTHER,
     }
@@ -130,6 +133,17 @@ pub const fn is_connection(protocol: u8) -> bool {
 #[inline(always)]
 pub const fn account_of(protocol: u8, row: &FlowRow) -> u32 {
     account(row.endpoint, row.initiator, row.admission, is_connection(protocol))
+}
+
+/// Places of [`FlowTable::Confirmed`] that a flow's account may hold; `share` is of [`Settings`](crate::abi::Settings).
+#[must_use]
+#[inline(always)]
+pub const fn limit(share: u64, admission: u8) -> u64 {
+    match share {
+        0 => u64::MAX,
+        _ if admission == admission::OWN_NODE => share.saturating_mul(OWN_NODE_SHARES),
+        _ => share,
+    }
 }
 
 /// Whether an entry still counts. Another CPU may have stored a second that this one has not reached.

@@ -22,6 +22,8 @@ pub enum FlowTable {
     OverConfirmed,
     /// Permission revoked.
     Tombstones,
+    /// Permission revoked, and more of them at once than the account's budget: whoever else has so many can evict it.
+    OverTombstones,
 }
 
 impl FlowTable {

@@ -53,6 +53,8 @@ static HELD: Array<i64> = Array::with_max_entries(sizes::ENDPOINTS * ACCOUNTS, B
 #[map]
 static TOMBSTONES: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::TOMBSTONES, 0);
 #[map]
+static OVER_TOMBSTONES: LruHashMap<FlowKey, FlowRow> = LruHashMap::with_max_entries(sizes::TOMBSTONES, 0);
+#[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(sizes::FRAGMENTS, 0);
 #[map]
 static OVER_FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(sizes::FRAGMENTS, 0);
@@ -113,6 +115,10 @@ macro_rules! on_flows {
             }
             FlowTable::Tombstones => {
                 let $map = &TOMBSTONES;
+                $operation
+            }
+            FlowTable::OverTombstones => {
+                let $map = &OVER_TOMBSTONES;
                 $operation
             }
         }

@@ -9,14 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError};
-use netpol_common::abi::{FlowKey, FlowRow, names};
-use netpol_common::flow::{account_of, is_alive};
+use netpol_common::abi::{FlowKey, FlowRow, PENDING_ENDPOINT, account, admission, initiator, names};
+use netpol_common::flow::{account_of, is_alive, limit};
 use netpol_common::tables::FlowTable;
 
 use super::maps::{MapsError, absent_is_fine, is_errno, map_error, open};
 use super::pins::Pins;
 use super::sys;
 use super::words::Words;
+
+/// The account of the own node's flows, at whichever pod.
+const OWN_NODE_ACCOUNT: u32 = account(PENDING_ENDPOINT, initiator::PEER, admission::OWN_NODE, true);
 
 /// All of them.
 #[derive(Debug)]
@@ -41,7 +44,8 @@ pub struct Swept {
 impl Flows {
     /// Opens the maps that are pinned.
     pub(super) fn open(pins: &Pins) -> Result<Self, MapsError> {
-        let names = [names::EMBRYONIC, names::OVER_EMBRYONIC, names::OVER_CONFIRMED, names::TOMBSTONES];
+        let names =
+            [names::EMBRYONIC, names::OVER_EMBRYONIC, names::OVER_CONFIRMED, names::TOMBSTONES, names::OVER_TOMBSTONES];
         Ok(Self {
             confirmed: FlowMap::open(pins, names::CONFIRMED)?,
             others: names.into_iter().map(|name| FlowMap::open(pins, name)).collect::<Result<_, _>>()?,
@@ -116,7 +120,8 @@ impl Flows {
         for account in accounts {
             let of = |numbers: &BTreeMap<u32, i64>| numbers.get(&account).copied().unwrap_or_default();
             self.held.add(account, of(&counted) - of(&before));
-            swept.used_up += usize::from(u64::try_from(of(&counted)).is_ok_and(|counted| counted >= share));
+            let limit = if account == OWN_NODE_ACCOUNT { limit(share, admission::OWN_NODE) } else { share };
+            swept.used_up += usize::from(u64::try_from(of(&counted)).is_ok_and(|counted| counted >= limit));
         }
         Ok(swept)
     }

@@ -327,6 +327,11 @@ impl Maps {
         Ok(snapshot)
     }
 
+    /// The switches of an endpoint, as they are in force.
+    pub fn options(&self, endpoint: u32) -> Result<EndpointOptions, MapsError> {
+        self.options.get(&endpoint, 0).map_err(map_error(names::OPTIONS))
+    }
+
     /// Sets all counters of an endpoint to zero, before its number is given to another pod.
     pub fn reset_counters(&mut self, endpoint: u32) -> Result<(), MapsError> {
         for direction in [Direction::Ingress, Direction::Egress] {

@@ -77,6 +77,7 @@ pub fn shapes(sizes: Sizes) -> Vec<Shape> {
         shape::<FlowKey, FlowRow>(names::OVER_CONFIRMED, MapType::LruHash, flows),
         shape::<u32, i64>(names::HELD, MapType::Array, accounts),
         shape::<FlowKey, FlowRow>(names::TOMBSTONES, MapType::LruHash, sizes::TOMBSTONES),
+        shape::<FlowKey, FlowRow>(names::OVER_TOMBSTONES, MapType::LruHash, sizes::TOMBSTONES),
         shape::<FragmentKey, FragmentRow>(names::FRAGMENTS, MapType::LruHash, sizes::FRAGMENTS),
         shape::<FragmentKey, FragmentRow>(names::OVER_FRAGMENTS, MapType::LruHash, sizes::FRAGMENTS),
         shape::<u32, u64>(names::BUCKETS, MapType::Array, accounts * budget::COUNT),

@@ -93,7 +93,7 @@ pub const ACCOUNTS: u32 = 4;
 
 /// Index into [`names::HELD`](super::names::HELD): the account of what `initiator` has started.
 ///
-/// The own node's flows, which nobody else can start, are charged to [`super::PENDING_ENDPOINT`] and never refused.
+/// The own node's flows are charged to [`super::PENDING_ENDPOINT`], all to one account, and never refused.
 #[must_use]
 #[inline(always)]
 pub const fn account(endpoint: u32, initiator: u8, admission: u8, is_connection: bool) -> u32 {
@@ -103,6 +103,10 @@ pub const fn account(endpoint: u32, initiator: u8, admission: u8, is_connection:
     endpoint * ACCOUNTS + if initiator == initiator::PEER { 2 } else { 0 } + is_connection as u32
 }
 
+/// How many shares of [`names::CONFIRMED`](super::names::CONFIRMED) the account of the own node's flows may hold: half of
+/// all places. Others can make the node start flows, where a proxy in its network passes on what they send.
+pub const OWN_NODE_SHARES: u64 = 8;
+
 /// What an account's token buckets are for.
 pub mod budget {
     /// New flows and first replies, in all; beyond it they are dropped.
@@ -111,8 +115,10 @@ pub mod budget {
     pub const OPENING: u32 = 1;
     /// Fragmented datagrams that get a place in [`names::FRAGMENTS`](super::super::names::FRAGMENTS).
     pub const FRAGMENTS: u32 = 2;
+    /// Revoked flows that get a place in [`names::TOMBSTONES`](super::super::names::TOMBSTONES).
+    pub const TOMBSTONES: u32 = 3;
     /// Buckets of an account.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Index into [`names::BUCKETS`](super::names::BUCKETS).

@@ -14,13 +14,13 @@ mod services;
 use core::mem::size_of;
 
 pub use flows::{
-    ACCOUNTS, CAME_FROM_POD, FlowKey, FlowRow, FragmentKey, FragmentRow, SENDER_UNKNOWN, account, admission,
-    bucket_index, budget, initiator, phase,
+    ACCOUNTS, CAME_FROM_POD, FlowKey, FlowRow, FragmentKey, FragmentRow, OWN_NODE_SHARES, SENDER_UNKNOWN, account,
+    admission, bucket_index, budget, initiator, phase,
 };
 pub use services::{DecidedKey, DecidedRow, LOCAL_BACKENDS, LocalBackend, ServiceKey, ServiceRow, stamp};
 
 /// Version of everything in this module; part of the pin path `/sys/fs/bpf/netpol-agent/v<ABI>`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the TC programs: the pod's egress is judged at TC ingress of its host-side veth, and the other way round;
 /// what had to be deferred there is judged at TC egress of the device by which it leaves.
@@ -280,7 +280,10 @@ pub struct Settings {
     pub opening: Bucket,
     /// Token bucket for places in [`names::FRAGMENTS`].
     pub fragments: Bucket,
-    /// Places that an account may hold in [`names::CONFIRMED`]; 0: as many as there are.
+    /// Token bucket for places in [`names::TOMBSTONES`].
+    pub tombstones: Bucket,
+    /// Places that an account may hold in [`names::CONFIRMED`], of which [`account`] 0 gets [`OWN_NODE_SHARES`]; 0: as
+    /// many as there are.
     pub share: u64,
     /// UDP ports of the overlay (network order, 0 unused): a pod's packets to them on a node address are dropped.
     pub overlay_ports: [[u8; 2]; 4],
@@ -410,7 +413,7 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 44);
     assert!(size_of::<FragmentRow>() == 12);
     assert!(size_of::<Counter>() == 16);
-    assert!(size_of::<Settings>() == 72);
+    assert!(size_of::<Settings>() == 88);
     assert!(size_of::<DigestKey>() == 8);
     assert!(size_of::<AgentState>() == 16);
     assert!(size_of::<ServiceKey>() == 20);

@@ -31,8 +31,10 @@ pub const CONFIRMED: &str = "CONFIRMED";
 pub const OVER_CONFIRMED: &str = "OVER_CONFIRMED";
 /// Rows of [`CONFIRMED`] that an [`super::account`] holds; array of u64, memory-mapped by the agent.
 pub const HELD: &str = "HELD";
-/// [`super::FlowKey`] → [`super::FlowRow`]: flows whose permission was revoked; LRU hash.
+/// [`super::FlowKey`] → [`super::FlowRow`]: flows whose permission was revoked, within their account's budget; LRU hash.
 pub const TOMBSTONES: &str = "TOMBSTONES";
+/// The same beyond their account's budget; LRU hash.
+pub const OVER_TOMBSTONES: &str = "OVER_TOMBSTONES";
 /// [`super::FragmentKey`] → [`super::FragmentRow`]: ports of fragmented datagrams, within their account's budget;
 /// LRU hash.
 pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -57,7 +59,7 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const DECIDED: &str = "DECIDED";
 
 /// All of them, for pinning and for comparing.
-pub const ALL: [&str; 27] = [
+pub const ALL: [&str; 28] = [
     ENDPOINT_WORDS,
     INTERFACES,
     ADDRESSES,
@@ -74,6 +76,7 @@ pub const ALL: [&str; 27] = [
     OVER_CONFIRMED,
     HELD,
     TOMBSTONES,
+    OVER_TOMBSTONES,
     FRAGMENTS,
     OVER_FRAGMENTS,
     BUCKETS,

@@ -70,12 +70,14 @@ fn start<T: Tables>(tables: &T, case: &mut Case, admission: u8) -> Outcome {
         }
     }
     case.begin_row(flow::sender(case.direction), admission, stamp);
-    if case.is_in_the_middle() {
+    if case.is_in_the_middle() || case.may_have_been_answered() {
         case.row.phase |= phase::GUESSED;
     }
     open(tables, case)?;
     if opening {
-        let _was_there = tables.remove_flow(FlowTable::Tombstones, &case.key);
+        for table in [FlowTable::Tombstones, FlowTable::OverTombstones] {
+            let _was_there = tables.remove_flow(table, &case.key);
+        }
     }
     Ok(())
 }

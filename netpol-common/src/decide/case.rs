@@ -4,8 +4,8 @@ use super::Hook;
 use super::policy::{PolicyVerdict, Question, ask};
 use super::subject::Subject;
 use crate::abi::{
-    Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, SENDER_UNKNOWN, ServiceRow, Settings, admission,
-    counter_index, initiator, stamp,
+    Counter, DecidedKey, Direction, FlowKey, FlowRow, RULE_NONE, SENDER_UNKNOWN, SET_ALLOW_ALL, ServiceRow, Settings,
+    admission, counter_index, initiator, stamp,
 };
 use crate::flow;
 use crate::parse::{Address, Kind, Packet, protocol};
@@ -39,6 +39,8 @@ pub(super) enum Entry {
     OverConfirmed,
     /// Among the revoked ones.
     Tombstone,
+    /// Among those of them that are over budget.
+    OverTombstone,
     /// It is the one that an ICMP error speaks of.
     Quoted,
 }
@@ -265,6 +267,15 @@ impl Case {
         self.now() < self.subject.reverse_until
             && matches!(self.packet.protocol, protocol::TCP | protocol::SCTP)
             && matches!(self.packet.kind, Kind::Segment | Kind::OpeningAnswer)
+    }
+
+    /// Whether the packet may be an answer although everything passes, so that nothing shows who began: until the pod's
+    /// policy is in force, the first that is heard of what was there before need not be its initiator's.
+    #[inline(always)]
+    pub(super) const fn may_have_been_answered(&self) -> bool {
+        self.now() < self.subject.reverse_until
+            && self.subject.set == SET_ALLOW_ALL
+            && matches!(self.packet.kind, Kind::Segment)
     }
 
     /// The pod's address.

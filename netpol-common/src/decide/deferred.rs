@@ -6,6 +6,7 @@ use super::{Case, Outcome, link, sender, tracking};
 use crate::abi::{
     DecidedKey, DecidedRow, Direction, EndpointWord, PENDING_ENDPOINT, RULE_NONE, SET_PENDING, rule_action, stamp,
 };
+use crate::flow;
 use crate::parse::{Frame, Inner, Kind, Packet, has_ports, inner};
 use crate::tables::Tables;
 use crate::verdict::Reason;
@@ -109,5 +110,7 @@ fn anew<T: Tables>(tables: &T, case: &mut Case, word: EndpointWord, was_allowed:
     if !was_allowed {
         return Err(Reason::NoRule);
     }
-    if tracking::keeps_established(tables) { Ok(()) } else { Err(Reason::Revoked) }
+    // What is remembered here has no age. A connection shows its beginning, which is judged as new; of anything else, a
+    // port that is used again years later would look like the flow that was allowed once.
+    if flow::is_connection(protocol) && tracking::keeps_established(tables) { Ok(()) } else { Err(Reason::Revoked) }
 }

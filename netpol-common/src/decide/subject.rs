@@ -80,10 +80,11 @@ impl Subject {
 /// Pays for one more entry from one of an account's budgets. What has no budget gets nothing.
 #[inline(never)]
 pub(super) fn pay<T: Tables>(tables: &T, account: u32, budget: u32, now_ns: u64) -> Outcome {
-    let Settings { flows, opening, fragments, .. } = tables.settings().ok_or(Reason::TableMissing)?;
+    let Settings { flows, opening, fragments, tombstones, .. } = tables.settings().ok_or(Reason::TableMissing)?;
     let Bucket { cost, burst } = match budget {
         budget::FLOWS => flows,
         budget::OPENING => opening,
+        budget::TOMBSTONES => tombstones,
         _ => fragments,
     };
     let index = bucket_index(account, budget);

@@ -61,10 +61,15 @@ pub(super) fn look_up<T: Tables>(tables: &T, case: &mut Case) -> Entry {
             entry => return entry,
         }
     }
-    if !case.subject.is_closed() && find(tables, case, FlowTable::Tombstones) {
-        return Entry::Tombstone;
+    if case.subject.is_closed() {
+        Entry::None
+    } else if find(tables, case, FlowTable::Tombstones) {
+        Entry::Tombstone
+    } else if find(tables, case, FlowTable::OverTombstones) {
+        Entry::OverTombstone
+    } else {
+        Entry::None
     }
-    Entry::None
 }
 
 #[inline(always)]
@@ -109,8 +114,7 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         case.rule = rule;
         return Ok(());
     }
-    // A guess may be corrected for as long as guesses are made.
-    if case.row.phase & phase::GUESSED != 0 && case.now() < case.subject.reverse_until {
+    if is_a_guess(case) && flow::is_connection(case.key.protocol) {
         let (other, stamp) = match case.row.initiator {
             initiator::POD => (initiator::PEER, SENDER_UNKNOWN),
             _ => (initiator::POD, stamp::DEFERRED),
@@ -125,6 +129,13 @@ pub(super) fn judge_again<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
         case.row.stamp = guessed;
     }
     Err(Reason::Revoked)
+}
+
+/// Whether the entry found last, which the policy does not allow, says no more than who was heard first. A guess may be
+/// corrected for as long as guesses are made.
+#[inline(always)]
+const fn is_a_guess(case: &Case) -> bool {
+    case.row.phase & phase::GUESSED != 0 && case.now() < case.subject.reverse_until
 }
 
 /// Whether flows whose permission was revoked live on. What was cut before is not brought back by it.
@@ -156,7 +167,7 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) ->
     if !case.current {
         // The entry may be from a time when addresses were not checked, or not known to be nodes'.
         if let Err(reason) = link::addresses(tables, case).and_then(|()| link::overlay(tables, case)) {
-            forget(tables, case, table);
+            let _was_there = forget(tables, case, table);
             return Err(reason);
         }
         match case.judged {
@@ -164,7 +175,7 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) ->
             Reason::Revoked if keeps_established(tables) => {}
             reason => {
                 if reason == Reason::Revoked {
-                    bury(tables, case);
+                    end(tables, case);
                 }
                 return Err(reason);
             }
@@ -180,7 +191,7 @@ pub(super) fn go_on<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) ->
     case.renew_row();
     if first_reply {
         confirm(tables, case)?;
-        forget(tables, case, table);
+        let _was_there = forget(tables, case, table);
     } else if table.is_confirmed() && (rewrite || changed) {
         keep(tables, case, table, rewrite)?;
     } else if rewrite {
@@ -215,7 +226,10 @@ fn write_confirmed<T: Tables>(tables: &T, case: &Case) -> Outcome {
     }
     // In this order, so that it is never nowhere.
     tables.put_flow(FlowTable::OverConfirmed, &case.key, &case.row)?;
-    forget(tables, case, FlowTable::Confirmed);
+    if forget(tables, case, FlowTable::Confirmed) {
+        // Once more, for another CPU may have moved it there in between, and removed it here.
+        tables.put_flow(FlowTable::OverConfirmed, &case.key, &case.row)?;
+    }
     Ok(())
 }
 
@@ -228,22 +242,28 @@ fn settle<T: Tables>(tables: &T, case: &Case) -> bool {
         let account = case.account();
         let Some(Settings { share, .. }) = tables.settings() else { return false };
         let Some(held) = tables.held(account) else { return false };
-        let limited = share != 0 && case.row.admission != admission::OWN_NODE;
-        if (limited && held >= share as i64) || !tables.add_flow(FlowTable::Confirmed, &case.key, &case.row) {
+        if held >= 0 && held as u64 >= flow::limit(share, case.row.admission) {
             return false;
         }
-        tables.hold(account, 1);
+        if tables.add_flow(FlowTable::Confirmed, &case.key, &case.row) {
+            tables.hold(account, 1);
+        } else if !tables.replace_flow(FlowTable::Confirmed, &case.key, &case.row) {
+            return false;
+        }
+        // Else another CPU has just added it, and has counted it.
     }
     let _was_there = tables.remove_flow(FlowTable::OverConfirmed, &case.key);
     true
 }
 
-/// Removes the entry found last from a table, and gives its place back.
+/// Removes the entry found last from a table, and gives its place back; answers whether it was there.
 #[inline(never)]
-fn forget<T: Tables>(tables: &T, case: &Case, table: FlowTable) {
-    if tables.remove_flow(table, &case.key) && table == FlowTable::Confirmed {
+fn forget<T: Tables>(tables: &T, case: &Case, table: FlowTable) -> bool {
+    let was_there = tables.remove_flow(table, &case.key);
+    if was_there && table == FlowTable::Confirmed {
         tables.hold(case.account(), -1);
     }
+    was_there
 }
 
 /// Keeps in the entry found last which way the peer's packets come; answers whether that is to be written. Ways that
@@ -277,37 +297,57 @@ pub(super) fn confirm<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
     write_confirmed(tables, case)
 }
 
-/// Leaves a tombstone, then removes the flow: in this order, so that a retransmission from the other side never finds
-/// neither and starts the flow again the other way round. A full table only loses the tombstone: the flow goes.
+/// Ends a flow that the policy does not allow any more.
+///
+/// A guess is only forgotten: nothing says yet that the connection is not allowed, and the other side's next packet may
+/// show it, as one of the own node's or through a Service does.
 #[inline(always)]
-fn bury<T: Tables>(tables: &T, case: &mut Case) {
-    case.renew_row();
-    match tables.put_flow(FlowTable::Tombstones, &case.key, &case.row) {
-        Ok(()) | Err(Full) => {}
+fn end<T: Tables>(tables: &T, case: &mut Case) {
+    if !is_a_guess(case) {
+        bury(tables, case);
     }
     for table in [FlowTable::Confirmed, FlowTable::OverConfirmed, FlowTable::Embryonic, FlowTable::OverEmbryonic] {
-        forget(tables, case, table);
+        let _was_there = forget(tables, case, table);
     }
 }
 
-/// A packet of a flow whose permission was revoked. Judged anew only under a new policy; until then TCP keeps its
-/// tombstone by what it drops, and others lose it after one idle timeout.
+/// Leaves a tombstone, before the flow is removed: in this order, so that a retransmission from the other side never finds
+/// neither and starts the flow again the other way round. A full table only loses the tombstone.
+///
+/// One of more than an account's share goes where only such can evict it: what one pod's tenant revokes would else take
+/// the tombstones of others, whose connections would come back.
+#[inline(always)]
+fn bury<T: Tables>(tables: &T, case: &mut Case) {
+    case.renew_row();
+    let (table, other) = if pay(tables, case.account(), budget::TOMBSTONES, case.now_ns).is_ok() {
+        (FlowTable::Tombstones, FlowTable::OverTombstones)
+    } else {
+        (FlowTable::OverTombstones, FlowTable::Tombstones)
+    };
+    match tables.put_flow(table, &case.key, &case.row) {
+        Ok(()) | Err(Full) => {}
+    }
+    let _was_there = tables.remove_flow(other, &case.key);
+}
+
+/// A packet of a flow whose permission was revoked, and which is in `table`. Judged anew only under a new policy; until
+/// then TCP keeps its tombstone by what it drops, and others lose it after one idle timeout.
 #[inline(never)]
-pub(super) fn revoked<T: Tables>(tables: &T, case: &mut Case) -> Outcome {
+pub(super) fn revoked<T: Tables>(tables: &T, case: &mut Case, table: FlowTable) -> Outcome {
     if case.current {
         if matches!(case.key.protocol, protocol::TCP | protocol::SCTP) && case.row.last_seen != case.now() {
-            tables.touch_flow(FlowTable::Tombstones, &case.key, case.now(), case.row.phase);
+            tables.touch_flow(table, &case.key, case.now(), case.row.phase);
         }
         return Err(Reason::Revoked);
     }
     case.renew_row();
     if case.judged != Reason::Passed {
-        tables.put_flow(FlowTable::Tombstones, &case.key, &case.row)?;
+        tables.put_flow(table, &case.key, &case.row)?;
         return Err(case.judged);
     }
     case.state = case.state_of_row();
     case.row.phase = flow::next_phase(case.row.phase, &case.packet);
     confirm(tables, case)?;
-    let _was_there = tables.remove_flow(FlowTable::Tombstones, &case.key);
+    let _was_there = tables.remove_flow(table, &case.key);
     Ok(())
 }

@@ -27,6 +27,7 @@ struct Written {
     over_confirmed: BTreeMap<FlowKey, FlowRow>,
     held: BTreeMap<u32, i64>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
+    over_tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
     over_fragments: BTreeMap<FragmentKey, FragmentRow>,
     decided: BTreeMap<DecidedKey, DecidedRow>,
@@ -129,13 +130,14 @@ impl MemoryTables {
             over_confirmed,
             held,
             tombstones,
+            over_tombstones,
             decided,
             fragments: _,
             over_fragments: _,
             buckets: _,
             counters: _,
         } = &mut *self.written();
-        for flows in [embryonic, over_embryonic, confirmed, over_confirmed, tombstones] {
+        for flows in [embryonic, over_embryonic, confirmed, over_confirmed, tombstones, over_tombstones] {
             flows.clear();
         }
         held.clear();
@@ -166,6 +168,7 @@ impl Written {
             FlowTable::Confirmed => &mut self.confirmed,
             FlowTable::OverConfirmed => &mut self.over_confirmed,
             FlowTable::Tombstones => &mut self.tombstones,
+            FlowTable::OverTombstones => &mut self.over_tombstones,
         }
     }
 }

@@ -225,9 +225,14 @@ impl Programs {
         for (key, _) in self.decided()? {
             self.forget_decided(key)?;
         }
-        for table in
-            [names::EMBRYONIC, names::OVER_EMBRYONIC, names::CONFIRMED, names::OVER_CONFIRMED, names::TOMBSTONES]
-        {
+        for table in [
+            names::EMBRYONIC,
+            names::OVER_EMBRYONIC,
+            names::CONFIRMED,
+            names::OVER_CONFIRMED,
+            names::TOMBSTONES,
+            names::OVER_TOMBSTONES,
+        ] {
             for (key, _) in self.flows(table)? {
                 self.forget_flow(table, key)?;
             }

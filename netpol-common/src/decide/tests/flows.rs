@@ -1,7 +1,9 @@
 use std::vec::Vec;
 
 use super::{NODE, PEER, PEER_CLASS, POD, STRANGER, World};
-use crate::abi::{Bucket, Direction, EndpointWord, PROTOCOL_ANY, SET_ALLOW_ALL, initiator, phase, setting_flags};
+use crate::abi::{
+    Bucket, Direction, EndpointWord, OWN_NODE_SHARES, PROTOCOL_ANY, SET_ALLOW_ALL, initiator, phase, setting_flags,
+};
 use crate::flow::timeout;
 use crate::parse::{frames, protocol, tcp_flags};
 use crate::tables::FlowTable;
@@ -91,26 +93,6 @@ fn after_adoption_the_reverse_is_tried_for_a_while() {
     world.now = 1010;
     assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, ACK)), Reason::NoRule);
     assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
-}
-
-#[test]
-fn a_guess_made_before_the_pod_was_isolated_is_corrected_whatever_the_pods_number_is() {
-    // Small numbers are also states of a stamp, which is what a flow of the pod's own keeps where a peer's flow keeps
-    // the sender's number.
-    for endpoint in 1..=4 {
-        let mut world = server();
-        world.renumber(endpoint);
-        world.options.reverse_until = 1010;
-        let isolated = world.word;
-        world.word = EndpointWord::new(SET_ALLOW_ALL, isolated.epoch() - 1);
-        assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
-        let guessed = world.only_flow(FlowTable::Embryonic);
-        assert_eq!((guessed.initiator, guessed.phase & phase::GUESSED), (initiator::POD, phase::GUESSED));
-        world.word = isolated;
-        assert_eq!(world.send(&from_pod(ACK)), Reason::Passed, "endpoint {endpoint}");
-        assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed, "endpoint {endpoint}");
-        assert_eq!(world.only_flow(FlowTable::Confirmed).initiator, initiator::PEER);
-    }
 }
 
 #[test]
@@ -446,4 +428,78 @@ fn a_refused_connection_takes_no_place() {
     assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
     assert_eq!(world.send(&from_pod(tcp_flags::RST | ACK)), Reason::Passed);
     assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed)), (0, 1));
+}
+
+#[test]
+fn tombstones_beyond_an_accounts_budget_are_kept_where_only_such_evict_each_other() {
+    let mut world = server();
+    world.settings.as_mut().unwrap().tombstones = Bucket { cost: 1_000_000_000_000, burst: 1_000_000_000_000 };
+    let ports = [4000, 4001];
+    for port in ports {
+        assert_eq!(world.receive(&frames::tcp(PEER, POD, port, 80, SYN)), Reason::Passed);
+        assert_eq!(world.send(&frames::tcp(POD, PEER, 80, port, SYN | ACK)), Reason::Passed);
+    }
+    let rules = world.rules.clone();
+    world.revoke();
+    let mut world = world.allow(Direction::Egress, PEER_CLASS, PROTOCOL_ANY, 9, &[]);
+    let buried = |world: &World| (world.flows(FlowTable::Tombstones), world.flows(FlowTable::OverTombstones));
+    let dropped = |world: &World| {
+        for port in ports {
+            let sent = frames::tcp(POD, PEER, 80, port, ACK);
+            assert_eq!(world.send(&sent), Reason::Revoked, "the pod may send, but not in that connection");
+        }
+    };
+    dropped(&world);
+    assert_eq!(buried(&world), (1, 1));
+    // What it drops renews it, and a change judges it anew, where it is.
+    world.now += u64::from(timeout::CONNECTION);
+    dropped(&world);
+    world.next_epoch();
+    dropped(&world);
+    assert_eq!(buried(&world), (1, 1));
+    assert_eq!(world.send(&frames::tcp(POD, PEER, 80, 4001, SYN)), Reason::Passed);
+    assert_eq!(buried(&world), (1, 0), "a SYN is another connection");
+    world.rules = rules;
+    world.next_epoch();
+    assert_eq!(world.receive(&to_pod(ACK)), Reason::Passed);
+    assert_eq!(buried(&world), (0, 0));
+}
+
+#[test]
+fn the_own_nodes_flows_hold_no_more_than_their_shares() {
+    let mut world = World::isolated();
+    world.settings.as_mut().unwrap().share = 1;
+    for port in 0..=OWN_NODE_SHARES as u16 {
+        assert_eq!(world.receive_from_node(&frames::tcp(NODE, POD, 4000 + port, 80, SYN)), Reason::Passed);
+        assert_eq!(world.send(&frames::tcp(POD, NODE, 80, 4000 + port, SYN | ACK)), Reason::Passed);
+    }
+    let flows = (world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed));
+    assert_eq!(flows, (OWN_NODE_SHARES as usize, 1));
+}
+
+#[test]
+fn a_flow_that_two_replies_confirm_at_once_is_in_one_table() {
+    let world = server();
+    assert_eq!(world.receive(&to_pod(SYN)), Reason::Passed);
+    // Another CPU's, between this one's look for the flow and its adding it.
+    world.meanwhile(FlowTable::Confirmed, |written, key, row| {
+        let _none = written.confirmed.insert(*key, *row);
+    });
+    assert_eq!(world.send(&from_pod(SYN | ACK)), Reason::Passed);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed)), (1, 0));
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
+}
+
+#[test]
+fn a_flow_that_one_cpu_ends_while_another_goes_on_with_it_is_still_there() {
+    let world = server();
+    connected(&world);
+    // Having got it where what has ended is, the other one takes it back to its place.
+    world.meanwhile(FlowTable::OverConfirmed, |written, key, row| {
+        let _replaced = written.confirmed.insert(*key, *row);
+        let _moved = written.over_confirmed.remove(key);
+    });
+    assert_eq!(world.send(&from_pod(tcp_flags::FIN | ACK)), Reason::Passed);
+    assert_eq!((world.flows(FlowTable::Confirmed), world.flows(FlowTable::OverConfirmed)), (0, 1));
+    assert_eq!(world.send(&from_pod(ACK)), Reason::Passed);
 }

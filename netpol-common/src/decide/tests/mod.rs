@@ -1,5 +1,6 @@
 //! One pod between its peers and its node, over tables in memory.
 
+mod adoption;
 mod flows;
 mod fragments;
 mod link;
@@ -46,12 +47,17 @@ struct Written {
     over_confirmed: BTreeMap<FlowKey, FlowRow>,
     held: BTreeMap<u32, i64>,
     tombstones: BTreeMap<FlowKey, FlowRow>,
+    over_tombstones: BTreeMap<FlowKey, FlowRow>,
     fragments: BTreeMap<FragmentKey, FragmentRow>,
     over_fragments: BTreeMap<FragmentKey, FragmentRow>,
     decided: BTreeMap<DecidedKey, DecidedRow>,
     buckets: BTreeMap<u32, u64>,
     counters: BTreeMap<u32, Counter>,
+    /// What another CPU does as soon as this one writes to a table.
+    meanwhile: Option<(FlowTable, Meanwhile)>,
 }
+
+type Meanwhile = fn(&mut Written, &FlowKey, &FlowRow);
 
 /// The tables, and when and how packets arrive.
 struct World {
@@ -142,6 +148,11 @@ impl World {
         self.number = number;
     }
 
+    /// Another CPU does something once, when this one writes to a table: before it adds a flow, after it puts one.
+    fn meanwhile(&self, table: FlowTable, what: Meanwhile) {
+        self.written.borrow_mut().meanwhile = Some((table, what));
+    }
+
     fn next_epoch(&mut self) {
         self.word = EndpointWord::new(self.word.set(), self.word.epoch() + 1);
     }
@@ -208,6 +219,12 @@ impl World {
 }
 
 impl Written {
+    fn interfere(&mut self, table: FlowTable, key: &FlowKey, row: &FlowRow) {
+        if let Some((_, what)) = self.meanwhile.take_if(|(at, _)| *at == table) {
+            what(self, key, row);
+        }
+    }
+
     fn table(&mut self, table: FlowTable) -> &mut BTreeMap<FlowKey, FlowRow> {
         match table {
             FlowTable::Embryonic => &mut self.embryonic,
@@ -215,6 +232,7 @@ impl Written {
             FlowTable::Confirmed => &mut self.confirmed,
             FlowTable::OverConfirmed => &mut self.over_confirmed,
             FlowTable::Tombstones => &mut self.tombstones,
+            FlowTable::OverTombstones => &mut self.over_tombstones,
         }
     }
 }
@@ -265,11 +283,14 @@ impl Tables for World {
         if self.full {
             return Err(Full);
         }
-        let _ = self.written.borrow_mut().table(table).insert(*key, *row);
+        let mut written = self.written.borrow_mut();
+        let _ = written.table(table).insert(*key, *row);
+        written.interfere(table, key, row);
         Ok(())
     }
     fn add_flow(&self, table: FlowTable, key: &FlowKey, row: &FlowRow) -> bool {
         let mut written = self.written.borrow_mut();
+        written.interfere(table, key, row);
         let flows = written.table(table);
         let refused = self.full || flows.contains_key(key);
         if !refused {

@@ -48,7 +48,7 @@ fn backends(local: &[([u8; 4], u16)]) -> ServiceRow {
 
 impl World {
     /// A service, the pod bridge and another pod's veth.
-    fn cluster() -> Self {
+    pub(super) fn cluster() -> Self {
         let mut world = Self::isolated();
         let _ = world.services.insert(service(SERVICE, 80), ServiceRow::default());
         let _ = world.others.insert(BRIDGE, InterfaceRow { endpoint: 0, flags: interface_flags::POD_BRIDGE });
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// What becomes of what the pod sends, and the state of its stamp.
-    fn stamped(&self, frame: &[u8]) -> (Reason, u16) {
+    pub(super) fn stamped(&self, frame: &[u8]) -> (Reason, u16) {
         let Verdict { reason, mark, .. } = self.verdict_on(frame, Direction::Egress, IFINDEX, true, 0x4000);
         let stamp = stamp::of_mark(mark, MARK_SHIFT);
         if reason == Reason::Passed {
@@ -97,11 +97,11 @@ impl World {
     }
 }
 
-fn to_service(flags: u8) -> Vec<u8> {
+pub(super) fn to_service(flags: u8) -> Vec<u8> {
     frames::tcp(POD, SERVICE, 4000, 80, flags)
 }
 
-fn from_service(flags: u8) -> Vec<u8> {
+pub(super) fn from_service(flags: u8) -> Vec<u8> {
     frames::tcp(SERVICE, POD, 80, 4000, flags)
 }
 
@@ -310,6 +310,19 @@ fn what_was_decided_is_remembered_until_the_senders_epoch_changes() {
     world.rules = rules;
     world.sender_word = EndpointWord::new(SENDER_SET, 11);
     assert_eq!(deferred(&world, ACK), Reason::Passed);
+}
+
+#[test]
+fn the_switch_that_keeps_connections_does_not_keep_datagrams_to_a_service_for_ever() {
+    let udp = frames::udp(PEER, POD, 4000, 8080);
+    let mut world = World::backend().allow_in(SENDER_SET, Direction::Egress, BACKEND_CLASS, protocol::UDP, 8, &[8080]);
+    let deferred = |world: &World| world.leaves(&udp, BRIDGE, mark(DEFERRED, SENDER)).reason;
+    assert_eq!(deferred(&world), Reason::Passed);
+    world.settings.as_mut().unwrap().flags |= setting_flags::KEEP_ESTABLISHED;
+    world.rules.clear();
+    world.sender_word = EndpointWord::new(SENDER_SET, 10);
+    world.now += 3000;
+    assert_eq!(deferred(&world), Reason::Revoked, "of the port's earlier use");
 }
 
 #[test]

@@ -45,12 +45,13 @@ pub(crate) const SENDER_VETH: u32 = 5;
 const PACKETS_BETWEEN: u64 = 256;
 
 /// The tables of flows, on both sides.
-const FLOWS: [(&str, FlowTable); 5] = [
+const FLOWS: [(&str, FlowTable); 6] = [
     (names::EMBRYONIC, FlowTable::Embryonic),
     (names::OVER_EMBRYONIC, FlowTable::OverEmbryonic),
     (names::CONFIRMED, FlowTable::Confirmed),
     (names::OVER_CONFIRMED, FlowTable::OverConfirmed),
     (names::TOMBSTONES, FlowTable::Tombstones),
+    (names::OVER_TOMBSTONES, FlowTable::OverTombstones),
 ];
 
 /// What became of one packet.

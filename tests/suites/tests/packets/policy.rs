@@ -26,6 +26,7 @@ const fn defaults() -> Settings {
         mark_shift: MARK_SHIFT,
         flows: UNLIMITED,
         opening: UNLIMITED,
+        tombstones: UNLIMITED,
         fragments: UNLIMITED,
         share: 0,
         overlay_ports: [[0; 2]; 4],
