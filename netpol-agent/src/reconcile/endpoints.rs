@@ -7,16 +7,18 @@ use std::time::Instant;
 
 use netpol_common::abi::{
     AgentState, DigestKey, EndpointOptions, EndpointWord, FlowKey, FlowRow, PENDING_ENDPOINT, RULE_NONE,
-    SENDER_UNKNOWN, SET_ALLOW_ALL, admission, endpoint_flags, id_kind, initiator, mapped, names, phase, stamp,
+    SENDER_UNKNOWN, SET_ALLOW_ALL, admission, endpoint_flags, id_kind, initiator, mapped, names, phase, progress,
+    stamp,
 };
 use netpol_policy::compile::{Change, Endpoint, MapOp};
 use tracing::{debug, info, warn};
 
+use super::Engine;
 use super::hooks::{BRIDGE_ROW, Devices};
 use super::numbers::{self, Numbers};
 use super::ports::{Port, Ports};
 use super::premises::share;
-use super::{Engine, REVERSE_WINDOW};
+use super::windows::Windows;
 use crate::clock::boot_seconds;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
@@ -38,9 +40,10 @@ pub(super) fn take_over_rows(
     ports: &mut Ports,
     devices: &Devices,
     numbers: &mut Numbers,
-    first_run: bool,
+    windows: &mut Windows,
 ) -> anyhow::Result<()> {
     let now = Instant::now();
+    let progress = dataplane.maps.state()?.progress;
     let (mut kept, mut gone) = (BTreeSet::new(), BTreeSet::new());
     for (ifindex, row) in dataplane.maps.interfaces()? {
         match ports.get_mut(ifindex) {
@@ -48,6 +51,8 @@ pub(super) fn take_over_rows(
                 port.endpoint = Some(row.endpoint);
                 port.in_force = true;
                 port.adopted = numbers.digest(row.endpoint) == Some(numbers::digest(ifindex, None));
+                let options = dataplane.maps.options(row.endpoint)?;
+                windows.resume(row.endpoint, options, progress == progress::PROGRAMMED);
                 let _new = kept.insert(row.endpoint);
             }
             None if devices.get(ifindex).is_some_and(|device| device.row() == row) => {}
@@ -75,7 +80,7 @@ pub(super) fn take_over_rows(
             dataplane.detach(ifindex, Role::Host)?;
         }
     }
-    if !first_run {
+    if progress != progress::NOTHING {
         debug!(endpoints = kept.len(), "took over from an earlier agent");
     }
     Ok(())
@@ -89,10 +94,9 @@ pub(super) fn adopt_running(
     netlink: &mut Netlink,
     ports: &mut Ports,
     numbers: &mut Numbers,
-    reverse_until: &mut BTreeMap<u32, u32>,
+    windows: &mut Windows,
 ) -> anyhow::Result<()> {
     let now = Instant::now();
-    let until = boot_seconds() + REVERSE_WINDOW.as_secs() as u32;
     let epoch = dataplane.maps.state()?.epoch.max(1);
     dataplane.maps.set_state(AgentState { epoch, ..dataplane.maps.state()? })?;
     let records = cni::read(&config.cni_cache);
@@ -105,8 +109,8 @@ pub(super) fn adopt_running(
             warn!(ifindex, "no endpoint number left; the interface stays pending");
             continue;
         };
-        let options = EndpointOptions { flags: endpoint_flags::NO_ADDRESS_CHECK, reverse_until: until };
-        let _old = reverse_until.insert(number, until);
+        let reverse_until = windows.open(number, boot_seconds());
+        let options = EndpointOptions { flags: endpoint_flags::NO_ADDRESS_CHECK, reverse_until };
         dataplane.maps.apply(&MapOp::PutDigest(digest_key(number), digest))?;
         dataplane.maps.apply(&MapOp::SetOptions { endpoint: number, options })?;
         dataplane.maps.apply(&MapOp::SetWord { endpoint: number, word: EndpointWord::new(SET_ALLOW_ALL, epoch) })?;
@@ -123,7 +127,7 @@ pub(super) fn adopt_running(
     match conntrack::connections() {
         Ok(connections) => {
             let seeded = seed(dataplane, netlink, &connections, &owners, epoch)?;
-            info!(pods = reverse_until.len(), flows = seeded, "adopted what was running");
+            info!(pods = windows.len(), flows = seeded, "adopted what was running");
         }
         Err(error) => warn!(%error, "connection tracking cannot be read; running connections have a bounded window"),
     }
@@ -185,7 +189,9 @@ fn seed(
             let row = FlowRow {
                 local: octets(tuple.source),
                 endpoint: *number,
-                epoch,
+                // Where the pod's own lead was not looked up here. With an epoch that is in force nowhere its next packet
+                // is, and what nothing isolates yet needs no second judgement, which on the node itself nobody gives.
+                epoch: if who == initiator::POD { 0 } else { epoch },
                 rule: RULE_NONE,
                 last_seen: boot_seconds(),
                 phase: phase::REPLIED,
@@ -371,7 +377,7 @@ impl Engine {
             warn!(ifindex, %error, "could not remove its row");
         }
         self.retire_counters(number);
-        let _window = self.reverse_until.remove(&number);
+        self.windows.forget(number);
         self.compiler.apply(Change::EndpointDown(number));
         self.numbers.release(number, Instant::now());
         if let Err(error) = self.dataplane.maps.apply(&MapOp::RemoveDigest(digest_key(number))) {

@@ -11,8 +11,9 @@ pub mod hooks;
 pub mod numbers;
 pub mod ports;
 mod premises;
+mod windows;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use netpol_policy::decode::{Kind, Object};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::clock::boot_seconds;
 use crate::config::Config;
 use crate::dataplane::Dataplane;
 use crate::dataplane::attach;
@@ -38,6 +40,7 @@ use hooks::{DeviceChange, Devices};
 use numbers::Numbers;
 use ports::{LinkChange, Ports};
 use premises::{capacities, refuse_conflicts, settings};
+use windows::Windows;
 
 /// What the engine reacts to.
 #[derive(Debug)]
@@ -64,8 +67,6 @@ const ATTACH_AGAIN: Duration = Duration::from_millis(100);
 const ARM_AFTER: Duration = Duration::from_secs(1);
 /// The longest sleep: the heartbeat that liveness is judged by.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long the reverse orientation is tried for pods that were running before the agent (decision D5).
-const REVERSE_WINDOW: Duration = Duration::from_secs(60);
 
 /// The reconcile loop and all it owns.
 pub struct Engine {
@@ -87,8 +88,7 @@ pub struct Engine {
     guard_at: Option<Instant>,
     pods: LocalPods,
     numbers: Numbers,
-    /// Until when (second of the boot clock) an endpoint's packets are tried in reverse.
-    reverse_until: BTreeMap<u32, u32>,
+    windows: Windows,
     /// Interfaces whose flows are to be purged.
     purge: BTreeSet<u32>,
     /// When the oldest event of the current burst was seen.
@@ -126,17 +126,10 @@ impl Engine {
         let mut ports = Ports::new(config.pod_bridge.as_str());
         let mut devices = Devices::default();
         observe_all(&mut ports, &mut devices, &mut netlink)?;
-        let mut reverse_until = BTreeMap::new();
-        endpoints::take_over_rows(&mut dataplane, &mut ports, &devices, &mut numbers, first_run)?;
+        let mut windows = Windows::default();
+        endpoints::take_over_rows(&mut dataplane, &mut ports, &devices, &mut numbers, &mut windows)?;
         if first_run {
-            endpoints::adopt_running(
-                &config,
-                &mut dataplane,
-                &mut netlink,
-                &mut ports,
-                &mut numbers,
-                &mut reverse_until,
-            )?;
+            endpoints::adopt_running(&config, &mut dataplane, &mut netlink, &mut ports, &mut numbers, &mut windows)?;
         }
         if first_run {
             let state = AgentState { progress: progress::ADOPTED, ..dataplane.maps.state()? };
@@ -176,7 +169,7 @@ impl Engine {
             ports,
             devices,
             numbers,
-            reverse_until,
+            windows,
         };
         engine.hook_all();
         engine.attach_all();
@@ -433,8 +426,12 @@ impl Engine {
         match *op {
             // The compiler knows nothing of the reverse window, which is a matter of adoption.
             MapOp::SetOptions { endpoint, mut options } => {
-                options.reverse_until = self.reverse_until.get(&endpoint).copied().unwrap_or_default();
+                options.reverse_until = self.windows.with_options(endpoint, options.flags, boot_seconds());
                 self.dataplane.maps.apply(&MapOp::SetOptions { endpoint, options })
+            }
+            MapOp::SetWord { endpoint, word } => {
+                self.windows.with_set(endpoint, word.set());
+                self.dataplane.maps.apply(op)
             }
             ref other => self.dataplane.maps.apply(other),
         }

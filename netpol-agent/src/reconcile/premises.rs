@@ -87,6 +87,7 @@ pub(super) fn settings(config: &Config, dataplane: &Dataplane, armed: bool) -> a
         flows: config.flow_budget.bucket(),
         opening: budget(dataplane.map_size(names::EMBRYONIC)?, timeout::OPENING),
         fragments: budget(dataplane.map_size(names::FRAGMENTS)?, timeout::FRAGMENTS),
+        tombstones: budget(dataplane.map_size(names::TOMBSTONES)?, timeout::CONNECTION),
         share: share(dataplane.map_size(names::CONFIRMED)?).into(),
         overlay_ports,
     })
