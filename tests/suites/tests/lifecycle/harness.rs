@@ -60,13 +60,33 @@ impl Site {
         self.folder.path().join("manifests")
     }
 
-    /// Starts the agent and waits until it has programmed everything once.
-    pub(crate) fn start_agent(&mut self) {
-        self.write_manifests();
-        let mut command = self.agent_command();
+    fn run_agent(&mut self, mut command: Command) {
         command.args(["--node-name", self.node.name(), "--metrics-address", METRICS]);
         let log = self.folder.path().join("agent.log");
         self.agent = Some(Process::start("netpol-agent", command, &self.node.place(), &log).unwrap());
+    }
+
+    /// Starts the agent with an API server that does not answer; it attaches, and waits for it.
+    pub(crate) fn start_agent_without_objects(&mut self) {
+        let kubeconfig = self.folder.path().join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{ "name": "c", "cluster": { "server": "http://127.0.0.1:1" } }],
+            "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
+            "users": [{ "name": "u", "user": {} }],
+        });
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let mut command = Command::new(agent_binary());
+        command.arg("run").arg("--kubeconfig").arg(kubeconfig).arg("--cni-cache").arg(self.node.cni_cache());
+        command.args(&self.arguments);
+        self.run_agent(command);
+    }
+
+    /// Starts the agent and waits until it has programmed everything once.
+    pub(crate) fn start_agent(&mut self) {
+        self.write_manifests();
+        let command = self.agent_command();
+        self.run_agent(command);
         self.wait("the agent is ready", |site| {
             let (status, body) = site.request("/readyz")?;
             if status == 200 { Ok(()) } else { bail!("/readyz: {status} {body}") }

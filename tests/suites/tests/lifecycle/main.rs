@@ -11,7 +11,12 @@ mod marks;
 mod services;
 mod traffic;
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
 use harness::{PORT, Site};
+use netpol_agent::guard::TABLE;
 use netpol_common::abi::ABI_VERSION;
 use netpol_suites::kernel::{self, Feature};
 use netpol_testbed::probe::Outcome;
@@ -114,16 +119,56 @@ fn stopping_starting_and_crashing_the_agent_under_traffic_loses_no_packet() {
     }
 }
 
+/// Has the kernel track connections that pass a hook.
+fn track(site: &Site, hook: &str) {
+    let _out = site.on_node(&format!(
+        "nft add table inet t && nft add chain inet t c '{{ type filter hook {hook} priority 0; }}' \
+         && nft add rule inet t c ct state established counter accept"
+    ));
+}
+
+#[test]
+fn a_connection_to_the_own_node_lives_while_the_agent_waits_for_its_objects() {
+    let mut site = shop(&[]);
+    track(&site, "input");
+    let connections: Vec<[TcpStream; 2]> = site
+        .node
+        .gateways()
+        .into_iter()
+        .map(|gateway| {
+            let listener = site.node.place().run(|| Ok(TcpListener::bind(SocketAddr::new(gateway, 0))?)).unwrap();
+            let to = listener.local_addr().unwrap();
+            let client = site.pod("client").network().place().run(|| Ok(TcpStream::connect(to)?)).unwrap();
+            [client, listener.accept().unwrap().0]
+        })
+        .collect();
+    let goes_on = || connections.iter().all(|[client, server]| arrives(client, server) && arrives(server, client));
+    assert!(goes_on());
+    site.start_agent_without_objects();
+    site.wait("the last guard is there", |site| {
+        let table = site.on_node(&format!("nft list table inet {TABLE} 2>&1 || true"));
+        if table.contains("hook input") { Ok(()) } else { anyhow::bail!("{table}") }
+    });
+    assert!(site.log().contains("adopted what was running"), "{}", site.log());
+    for _ in 0..3 {
+        assert!(goes_on());
+    }
+}
+
+/// Whether what is sent at one end of a connection is heard at the other.
+fn arrives(mut from: &TcpStream, mut to: &TcpStream) -> bool {
+    let mut heard = [0; 5];
+    to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    from.write_all(b"hello").and_then(|()| to.read_exact(&mut heard)).is_ok()
+}
+
 #[test]
 fn pods_that_already_run_are_adopted_without_cutting_what_is_allowed() {
     // With connection tracking, as wherever kube-proxy or a masquerade is, and without, where only the window helps.
     for (family, tracked) in [(0, true), (1, true), (0, false), (1, false)] {
         let mut site = shop(&[]);
         if tracked {
-            let _out = site.on_node(
-                "nft add table inet t && nft add chain inet t c '{ type filter hook forward priority 0; }' \
-                 && nft add rule inet t c ct state established counter accept",
-            );
+            track(&site, "forward");
         }
         let allowed = Traffic::start(site.pod("client"), site.pod("server"), family);
         let denied = Traffic::start(site.pod("stranger"), site.pod("client"), family);
@@ -302,10 +347,9 @@ fn probes_of_the_own_node_reach_an_isolated_and_a_pending_pod() {
     site.add_sandbox("late", 13, true);
     for last in [11, 13] {
         for address in harness::addresses(last) {
-            let address = std::net::SocketAddr::new(address, PORT);
-            let connected = site.node.place().run(move || {
-                Ok(std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(3)).is_ok())
-            });
+            let address = SocketAddr::new(address, PORT);
+            let connected =
+                site.node.place().run(move || Ok(TcpStream::connect_timeout(&address, Duration::from_secs(3)).is_ok()));
             assert!(connected.unwrap(), "{address}");
         }
     }
