@@ -157,6 +157,33 @@ fn beyond_budget_and_share_a_flow_is_kept_where_it_can_be_evicted() {
 }
 
 #[test]
+fn tombstones_beyond_an_accounts_budget_are_kept_apart_and_cut_as_well() {
+    let mut both = Both::isolated();
+    both.allow(Direction::Ingress, PEER_CLASS, 6, 4, &[80]);
+    both.allow(Direction::Egress, PEER_CLASS, 6, 5, &[]);
+    let hour = 3_600_000_000_000;
+    both.settings(Settings { tombstones: Bucket { cost: hour, burst: 2 * hour }, ..defaults() });
+    for port in 1..5 {
+        assert_eq!(both.receive(&ipv4(PEER, POD, 6, 0, &[], &tcp(port, 80, SYN, &[]))), Reason::Passed);
+        assert_eq!(both.send(&ipv4(POD, PEER, 6, 0, &[], &tcp(80, port, SYN | ACK, &[]))), Reason::Passed);
+    }
+    let set = SET + 1;
+    both.allow_in(set, Direction::Egress, PEER_CLASS, 6, 5, &[]);
+    both.apply(MapOp::SetWord { endpoint: ENDPOINT, word: EndpointWord::new(set, 10) });
+    for _ in 0..2 {
+        for port in 1..5 {
+            let again = ipv4(POD, PEER, 6, 0, &[], &tcp(80, port, ACK, b"again"));
+            assert_eq!(both.send(&again), Reason::Revoked, "it may begin one, but not go on with this one");
+        }
+        both.compare();
+    }
+    assert_eq!((both.flows(FlowTable::Tombstones), both.flows(FlowTable::OverTombstones)), (2, 2));
+    assert_eq!(both.send(&ipv4(POD, PEER, 6, 0, &[], &tcp(80, 4, SYN, &[]))), Reason::Passed);
+    assert_eq!((both.flows(FlowTable::Tombstones), both.flows(FlowTable::OverTombstones)), (2, 1));
+    both.compare();
+}
+
+#[test]
 fn icmp_follows_rules_without_ports_and_errors_follow_their_flow() {
     let mut both = Both::isolated();
     both.allow(Direction::Egress, PEER_CLASS, 17, 4, &[53]);
