@@ -1,12 +1,11 @@
-//! Packets that pretend to come from the pod's own node, which every policy lets in (decision D7).
+//! Packets that pretend to come from the pod's own node, which every policy lets in (decision D7), in both families.
 
-use std::process::Command;
-
-use netpol_suites::frames::{addressed, ipv4, udp};
+use netpol_suites::frames::addressed;
 use serde_json::json;
 
 use super::Attack;
-use super::scene::{PORT, only, policy, v4};
+use super::family::Family;
+use super::scene::{PORT, only, policy, shell};
 
 const MARKER: &[u8] = b"this is your node speaking";
 
@@ -15,16 +14,17 @@ const MARKER: &[u8] = b"this is your node speaking";
 #[test]
 fn the_nodes_address_does_not_make_a_bridged_packet_the_nodes_own() {
     // Without bridge-nf-call a bridged packet still has its sender's socket when it is delivered.
-    for filtered in ["1", "0"] {
+    for (family, filtered) in Family::BOTH.into_iter().flat_map(|family| [(family, "1"), (family, "0")]) {
+        let switch = format!("sysctl -qw net.bridge.bridge-nf-call-{}tables={filtered}", family.table());
         let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
         Attack {
-            node: &|scene| scene.on_node(&format!("sysctl -qw net.bridge.bridge-nf-call-iptables={filtered}")),
+            node: &|scene| scene.on_node(&switch),
             frames: &|scene| {
                 let as_the_node = |node| {
-                    let frame = ipv4(node, v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+                    let frame = family.datagram((node, 5000), (family.pod(11), PORT), MARKER);
                     addressed(frame, scene.mac("attacker"), scene.mac("victim"))
                 };
-                [v4(1), [198, 18, 0, 2]].map(as_the_node).to_vec()
+                [family.pod(1), family.uplink()].map(as_the_node).to_vec()
             },
             marker: MARKER,
             target: "victim",
@@ -41,21 +41,23 @@ fn an_address_that_a_pod_gives_itself_is_not_its_own() {
     // Anybody with NET_ADMIN in the pod can: what the agent finds inside is no proof.
     let bystander = json!([{ "from": [{ "podSelector": only("bystander") }] }]);
     let from = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"], "ingress": bystander });
-    Attack {
-        node: &|scene| {
-            let place = scene.pod("attacker").network().place();
-            let add = || Ok(Command::new("ip").args(["addr", "add", "10.244.0.12/32", "dev", "eth0"]).status()?);
-            assert!(place.run(add).unwrap().success());
-        },
-        frames: &|scene| {
-            let frame = ipv4(v4(12), v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
-            vec![addressed(frame, scene.mac("attacker"), scene.mac("victim"))]
-        },
-        marker: MARKER,
-        target: "victim",
-        policies: vec![policy("bystander-only", &from)],
-        unchecked: false,
-        counted: ("egress", "spoofed_source"),
+    for family in Family::BOTH {
+        let address = family.pod(12);
+        Attack {
+            node: &|scene| {
+                let place = scene.pod("attacker").network().place();
+                shell(&place, &format!("ip addr add {address}/{} dev eth0", family.bits()));
+            },
+            frames: &|scene| {
+                let frame = family.datagram((address, 5000), (family.pod(11), PORT), MARKER);
+                vec![addressed(frame, scene.mac("attacker"), scene.mac("victim"))]
+            },
+            marker: MARKER,
+            target: "victim",
+            policies: vec![policy("bystander-only", &from)],
+            unchecked: false,
+            counted: ("egress", "spoofed_source"),
+        }
+        .prove();
     }
-    .prove();
 }

@@ -1,10 +1,14 @@
 //! Below and beside IP: tags, other pods' hardware addresses, the overlay's port, router advertisements (decision D8).
+//! What is in an IP packet is sent in both families.
 
-use netpol_suites::frames::{addressed, arp, ethernet, icmp, ipv4, ipv6, udp};
+use std::net::IpAddr;
+
+use netpol_suites::frames::{addressed, arp, ethernet, icmp, ipv4, udp};
 use serde_json::{Value, json};
 
 use super::Attack;
-use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4, v6};
+use super::family::Family;
+use super::scene::{OUTSIDE6, PORT, Scene, only, policy, v4, v6};
 use super::wire::icmpv6;
 
 const MARKER: &[u8] = b"nobody else would say this";
@@ -23,11 +27,11 @@ fn to_victim(scene: &Scene, frame: Vec<u8>) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_priority_tag_does_not_carry_a_packet_past_the_policy() {
-    for tag in [0_u16, 7] {
+    for (family, tag) in Family::BOTH.into_iter().flat_map(|family| [0_u16, 7].map(|tag| (family, tag))) {
         Attack {
             node: &nothing_special,
             frames: &|scene| {
-                let plain = ipv4(v4(10), v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+                let plain = family.datagram((family.pod(10), 5000), (family.pod(11), PORT), MARKER);
                 let mut frame = plain[..12].to_vec();
                 frame.extend([0x81, 0]);
                 frame.extend((0xe000 | tag).to_be_bytes());
@@ -46,52 +50,66 @@ fn a_priority_tag_does_not_carry_a_packet_past_the_policy() {
 
 #[test]
 fn a_frame_to_another_pods_hardware_address_is_not_delivered_by_its_outside_address() {
-    let block = json!([{ "to": [{ "ipBlock": { "cidr": "203.0.113.0/24" } }] }]);
-    let out = json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": block });
-    Attack {
-        node: &nothing_special,
-        frames: &|scene| to_victim(scene, ipv4(v4(10), OUTSIDE, 17, 0, &[], &udp(5000, PORT, MARKER))),
-        marker: MARKER,
-        target: "victim",
-        policies: vec![policy("outside-only", &out)],
-        unchecked: false,
-        counted: ("ingress", "not_mine"),
+    for family in Family::BOTH {
+        let cidr = format!("{}/{}", family.outside(), family.bits());
+        let block = json!([{ "to": [{ "ipBlock": { "cidr": cidr } }] }]);
+        let out = json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": block });
+        Attack {
+            node: &nothing_special,
+            frames: &|scene| {
+                to_victim(scene, family.datagram((family.pod(10), 5000), (family.outside(), PORT), MARKER))
+            },
+            marker: MARKER,
+            target: "victim",
+            policies: vec![policy("outside-only", &out)],
+            unchecked: false,
+            counted: ("ingress", "not_mine"),
+        }
+        .prove();
     }
-    .prove();
 }
 
 #[test]
 fn a_frame_for_the_overlay_is_not_unwrapped_by_the_node() {
-    Attack {
-        node: &|scene| {
-            scene.on_node(
-                "ip link add flannel.1 address 0a:00:00:00:00:01 type vxlan id 1 local 198.18.0.2 dev eth0 \
-                                                                                  dstport 8472 nolearning
-                 ip addr add 10.244.0.0/32 dev flannel.1
-                 ip link set flannel.1 up",
-            );
-        },
-        frames: &|scene| {
-            // As if from a pod of another node, which is what a policy would see.
-            let inner = ipv4([10, 244, 9, 9], v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
-            let inner = addressed(inner, [0x0a, 0, 0, 0, 0, 9], [0x0a, 0, 0, 0, 0, 1]);
-            let vxlan = [&[0x08, 0, 0, 0, 0, 0, 1, 0][..], &inner].concat();
-            let to = |node| {
-                let frame = ipv4(v4(10), node, 17, 0, &[], &udp(5000, 8472, &vxlan));
-                addressed(frame, scene.mac("attacker"), scene.router())
-            };
-            [[198, 18, 0, 2], v4(1)].map(to).to_vec()
-        },
-        marker: MARKER,
-        target: "victim",
-        // Nothing isolates anybody: it is dropped all the same.
-        policies: Vec::new(),
-        unchecked: false,
-        counted: ("egress", "overlay"),
+    for family in Family::BOTH {
+        // A pod of another node, in Flannel's block of that one, and Flannel's own address here.
+        let (other, own): (IpAddr, IpAddr) = match family {
+            Family::V4 => ([10, 244, 9, 9].into(), [10, 244, 0, 0].into()),
+            Family::V6 => ([0xfd00, 0x10, 0x244, 9, 0, 0, 0, 9].into(), [0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0].into()),
+        };
+        let (uplink, bits) = (family.uplink(), family.bits());
+        Attack {
+            node: &|scene| {
+                scene.on_node(&format!(
+                    "ip link add flannel.1 address 0a:00:00:00:00:01 type vxlan id 1 local {uplink} dev eth0 \
+                                                                                      dstport 8472 nolearning
+                     ip addr add {own}/{bits} dev flannel.1
+                     ip link set flannel.1 up"
+                ));
+            },
+            frames: &|scene| {
+                // As if from a pod of another node, which is what a policy would see.
+                let inner = family.datagram((other, 5000), (family.pod(11), PORT), MARKER);
+                let inner = addressed(inner, [0x0a, 0, 0, 0, 0, 9], [0x0a, 0, 0, 0, 0, 1]);
+                let vxlan = [&[0x08, 0, 0, 0, 0, 0, 1, 0][..], &inner].concat();
+                let to = |node| {
+                    let frame = family.datagram((family.pod(10), 5000), (node, 8472), &vxlan);
+                    addressed(frame, scene.mac("attacker"), scene.router())
+                };
+                [uplink, family.pod(1)].map(to).to_vec()
+            },
+            marker: MARKER,
+            target: "victim",
+            // Nothing isolates anybody: it is dropped all the same.
+            policies: Vec::new(),
+            unchecked: false,
+            counted: ("egress", "overlay"),
+        }
+        .prove();
     }
-    .prove();
 }
 
+/// Of IPv6 only: IPv4's router discovery (RFC 1256) is heard by no kernel.
 #[test]
 fn a_router_advertisement_of_a_pod_reaches_nobody() {
     Attack {
@@ -119,6 +137,7 @@ fn a_router_advertisement_of_a_pod_reaches_nobody() {
     .prove();
 }
 
+/// An option of IPv4; IPv6 has routing headers, which `malformed` has.
 #[test]
 fn a_source_routed_packet_goes_nowhere() {
     // Loose source route, already at its end.
@@ -136,6 +155,7 @@ fn a_source_routed_packet_goes_nowhere() {
     .prove();
 }
 
+/// IPv6 has neighbour discovery instead, which `malformed` has.
 #[test]
 fn an_arp_request_in_somebody_elses_name_is_not_heard() {
     // The sender's hardware address in the packet is the marker: six bytes that nobody has.
@@ -158,20 +178,12 @@ fn an_arp_request_in_somebody_elses_name_is_not_heard() {
 
 #[test]
 fn a_packet_with_another_pods_address_is_dropped_in_both_families() {
-    for family in [4, 6] {
+    for family in Family::BOTH {
         let bystander = json!([{ "from": [{ "podSelector": only("bystander") }] }]);
         let from = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"], "ingress": bystander });
         Attack {
             node: &nothing_special,
-            frames: &|scene| {
-                let datagram = udp(5000, PORT, MARKER);
-                let frame = if family == 4 {
-                    ipv4(v4(12), v4(11), 17, 0, &[], &datagram)
-                } else {
-                    ipv6(v6(12), v6(11), 17, 64, &datagram)
-                };
-                to_victim(scene, frame)
-            },
+            frames: &|scene| to_victim(scene, family.datagram((family.pod(12), 5000), (family.pod(11), PORT), MARKER)),
             marker: MARKER,
             target: "victim",
             policies: vec![policy("bystander-only", &from)],
@@ -184,18 +196,38 @@ fn a_packet_with_another_pods_address_is_dropped_in_both_families() {
 
 #[test]
 fn an_icmp_redirect_of_a_pod_reaches_nobody() {
-    Attack {
-        node: &nothing_special,
-        frames: &|scene| to_victim(scene, ipv4(v4(10), v4(11), 1, 0, &[], &icmp(5, 0, MARKER))),
-        marker: MARKER,
-        target: "victim",
-        policies: Vec::new(),
-        unchecked: false,
-        counted: ("egress", "neighbor_discovery"),
+    for family in Family::BOTH {
+        let kind = match family {
+            Family::V4 => 5,
+            Family::V6 => 137,
+        };
+        Attack {
+            node: &nothing_special,
+            frames: &|scene| {
+                // To a host outside by way of the attacker: gateway, or target and destination (RFC 4861, section 4.5).
+                let mut message = icmp(kind, 0, b"");
+                match family {
+                    Family::V4 => message[4..8].copy_from_slice(&v4(10)),
+                    Family::V6 => {
+                        message[4..8].fill(0);
+                        message.extend(v6(10));
+                        message.extend(OUTSIDE6);
+                    }
+                }
+                message.extend(MARKER);
+                to_victim(scene, family.icmp(family.pod(10), family.pod(11), &message))
+            },
+            marker: MARKER,
+            target: "victim",
+            policies: Vec::new(),
+            unchecked: false,
+            counted: ("egress", "neighbor_discovery"),
+        }
+        .prove();
     }
-    .prove();
 }
 
+/// Of neither family.
 #[test]
 fn an_ether_type_that_is_no_internet_protocol_does_not_reach_an_isolated_pod() {
     Attack {

@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use netpol_policy::model::Protocol;
 use netpol_suites::cells;
-use netpol_suites::frames::{addressed, ipv4, udp};
+use netpol_suites::frames::addressed;
 use netpol_testbed::node::BRIDGE;
 use netpol_testbed::probe::{self, Outcome, Probe};
 use serde_json::{Value, json};
 
 use super::SUITE;
-use super::scene::{OUTSIDE, PORT, Scene, only, policy, v4};
+use super::family::Family;
+use super::scene::{PORT, Scene, only, policy, shell};
 
 const MARKER: &[u8] = b"where is my mark";
 
@@ -30,14 +31,15 @@ fn expect(scene: &Scene, from: &str, to: SocketAddr, expected: &Outcome) {
     cells::expect(SUITE, cells::family_of(&to.ip()), &observed, expected, (from, to));
 }
 
-fn to(address: [u8; 4]) -> SocketAddr {
-    SocketAddr::new(address.into(), PORT)
+fn to(address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, PORT)
 }
 
-/// The attacker may send to the host outside, by its address, and to nobody else.
+/// The attacker may send to the host outside, by its addresses, and to nobody else.
 fn outside_only() -> Vec<Value> {
-    let block = json!([{ "to": [{ "ipBlock": { "cidr": "203.0.113.10/32" } }] }]);
-    vec![policy("out", &json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": block }))]
+    let block = |family: Family| json!({ "ipBlock": { "cidr": format!("{}/{}", family.outside(), family.bits()) } });
+    let out = json!([{ "to": Family::BOTH.map(block) }]);
+    vec![policy("out", &json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": out }))]
 }
 
 #[test]
@@ -45,18 +47,22 @@ fn a_packet_whose_mark_somebody_has_cleared_is_not_delivered() {
     let mut scene = Scene::new();
     scene.populate();
     scene.start_agent(Vec::new());
-    expect(&scene, "attacker", to(v4(11)), &Outcome::Allow);
-    expect(&scene, "attacker", to(OUTSIDE), &Outcome::Allow);
+    let reaches = |scene: &Scene, outcome: &Outcome| {
+        for family in Family::BOTH {
+            expect(scene, "attacker", to(family.pod(11)), outcome);
+            expect(scene, "attacker", to(family.outside()), outcome);
+        }
+    };
+    reaches(&scene, &Outcome::Allow);
     scene.wait("the node is armed", |scene| {
         if scene.metrics()?.contains("\nnetpol_armed 1") { Ok(()) } else { anyhow::bail!("not yet") }
     });
     scene.on_node(
-        "nft add table ip thief
-         nft 'add chain ip thief forward { type filter hook forward priority 0; }'
-         nft add rule ip thief forward meta mark set 0",
+        "nft add table inet thief
+         nft 'add chain inet thief forward { type filter hook forward priority 0; }'
+         nft add rule inet thief forward meta mark set 0",
     );
-    expect(&scene, "attacker", to(v4(11)), &Outcome::Deny);
-    expect(&scene, "attacker", to(OUTSIDE), &Outcome::Deny);
+    reaches(&scene, &Outcome::Deny);
     assert!(scene.dropped("egress", "mark_lost") > 1);
 }
 
@@ -69,20 +75,22 @@ fn a_stamp_that_the_kernel_copies_to_other_packets_is_not_believed() {
     // What some tools do: the mark of a connection's first packet for all of its packets, both ways. An agent that finds
     // such rules does not start with the bits that they use; these come later.
     scene.on_node(
-        "sysctl -qw net.ipv4.tcp_fwmark_accept=1 net.ipv4.fwmark_reflect=1
-         nft add table ip copier
-         nft 'add chain ip copier pre { type filter hook prerouting priority -149; }'
-         nft 'add chain ip copier post { type filter hook postrouting priority 0; }'
-         nft add rule ip copier pre ct mark != 0 meta mark set ct mark
-         nft add rule ip copier post meta mark != 0 ct mark set meta mark",
+        "sysctl -qw net.ipv4.tcp_fwmark_accept=1 net.ipv4.fwmark_reflect=1 net.ipv6.fwmark_reflect=1
+         nft add table inet copier
+         nft 'add chain inet copier pre { type filter hook prerouting priority -149; }'
+         nft 'add chain inet copier post { type filter hook postrouting priority 0; }'
+         nft add rule inet copier pre ct mark != 0 meta mark set ct mark
+         nft add rule inet copier post meta mark != 0 ct mark set meta mark",
     );
     // What is allowed works, although replies from outside bear the attacker's stamp, and the node's answers too.
-    for _time in 0..3 {
-        expect(&scene, "attacker", to(OUTSIDE), &Outcome::Allow);
-        expect(&scene, "bystander", to(v4(1)), &Outcome::Allow);
+    for family in Family::BOTH {
+        for _time in 0..3 {
+            expect(&scene, "attacker", to(family.outside()), &Outcome::Allow);
+            expect(&scene, "bystander", to(family.pod(1)), &Outcome::Allow);
+        }
+        expect(&scene, "attacker", to(family.pod(12)), &Outcome::Deny);
+        expect(&scene, "bystander", to(family.pod(11)), &Outcome::Deny);
     }
-    expect(&scene, "attacker", to(v4(12)), &Outcome::Deny);
-    expect(&scene, "bystander", to(v4(11)), &Outcome::Deny);
 }
 
 /// What the node says with a pod's stamp on it, by the kernel's own copying, and how many such packets there were.
@@ -135,37 +143,52 @@ fn a_stamp_that_an_accepted_socket_inherits_is_not_believed() {
 #[test]
 fn an_address_that_is_rewritten_behind_the_pods_back_is_judged_by_where_it_leads() {
     // A rule of nobody's, to an address that nobody has declared: allowed by its own address, it leads to the victim.
-    let rewrite = |target: [u8; 4]| {
-        let [a, b, c, d] = target;
-        format!(
-            "nft flush chain ip sly pre 2>/dev/null || {{ nft add table ip sly
-             nft 'add chain ip sly pre {{ type nat hook prerouting priority -100; }}'; }}
-             nft add rule ip sly pre ip daddr 203.0.113.10 tcp dport 80 dnat to {a}.{b}.{c}.{d}:{PORT}"
-        )
+    let front = |family: Family| SocketAddr::new(family.outside(), 80);
+    let targets = |family: Family| {
+        [(family.outside(), Outcome::Allow), (family.pod(11), Outcome::Deny), (family.pod(1), Outcome::Deny)]
     };
-    let front = SocketAddr::new(OUTSIDE.into(), 80);
-    let elsewhere = [(v4(11), Outcome::Deny), (v4(1), Outcome::Deny)];
     let mut scene = Scene::new();
     scene.populate();
     scene.start_agent(outside_only());
-    for (target, expected) in [(OUTSIDE, Outcome::Allow)].into_iter().chain(elsewhere.clone()) {
-        scene.on_node(&rewrite(target));
-        expect(&scene, "bystander", front, &Outcome::Allow);
-        expect(&scene, "attacker", front, &expected);
+    for family in Family::BOTH {
+        for (target, expected) in targets(family) {
+            scene.on_node(&rewrite(front(family), "tcp", to(target)));
+            expect(&scene, "bystander", front(family), &Outcome::Allow);
+            expect(&scene, "attacker", front(family), &expected);
+        }
     }
     // As kube-proxy's mode `ipvs` has all Services: an address on the node, which is not where it leads.
     let mut scene = Scene::new();
     scene.populate();
-    scene.on_node(
-        "ip link add kube-ipvs0 type bridge
-         ip addr add 203.0.113.10/32 dev kube-ipvs0",
-    );
-    scene.start_agent(outside_only());
-    for (target, expected) in elsewhere {
-        scene.on_node(&rewrite(target));
-        expect(&scene, "bystander", front, &Outcome::Allow);
-        expect(&scene, "attacker", front, &expected);
+    scene.on_node("ip link add kube-ipvs0 type bridge");
+    for family in Family::BOTH {
+        scene.on_node(&format!("ip addr add {}/{} dev kube-ipvs0", family.outside(), family.bits()));
     }
+    scene.start_agent(outside_only());
+    for family in Family::BOTH {
+        for (target, expected) in targets(family).into_iter().filter(|(_, expected)| *expected == Outcome::Deny) {
+            scene.on_node(&rewrite(front(family), "tcp", to(target)));
+            expect(&scene, "bystander", front(family), &Outcome::Allow);
+            expect(&scene, "attacker", front(family), &expected);
+        }
+    }
+}
+
+/// A line of shell that has a destination rewritten behind the pods' veths, and not as before.
+fn rewrite(front: SocketAddr, protocol: &str, target: SocketAddr) -> String {
+    let table = if front.is_ipv4() { "ip" } else { "ip6" };
+    let (address, port) = (front.ip(), front.port());
+    format!(
+        "nft flush chain {table} sly pre 2>/dev/null || {{ nft add table {table} sly
+         nft 'add chain {table} sly pre {{ type nat hook prerouting priority -100; }}'; }}
+         nft add rule {table} sly pre {table} daddr {address} {protocol} dport {port} dnat to {target}"
+    )
+}
+
+/// A datagram of a pod to the host outside.
+fn send(scene: &Scene, (pod, last): (&str, u8), family: Family, port: u16) {
+    let frame = family.datagram((family.pod(last), port), (family.outside(), PORT), MARKER);
+    scene.wire(pod).send(&[addressed(frame, scene.mac(pod), scene.router())]).unwrap();
 }
 
 #[test]
@@ -175,40 +198,39 @@ fn a_device_that_appears_while_nobody_looks_is_no_way_out() {
     scene.start_agent(outside_only());
     scene.kill_agent();
     // A second uplink, to the same host outside; and a rewriting that leads to another one behind it.
+    let behind = |family: Family, last: u8| -> IpAddr {
+        match family {
+            Family::V4 => [192, 0, 2, last].into(),
+            Family::V6 => [0x2001, 0xdb8, 2, 0, 0, 0, 0, u16::from(last)].into(),
+        }
+    };
     scene.on_node(&format!(
         "ip link add late0 type veth peer name late1 netns {}
-         ip addr add 192.0.2.1/24 dev late0
-         ip link set late0 up
-         nft add table ip sly
-         nft 'add chain ip sly pre {{ type nat hook prerouting priority -100; }}'
-         nft add rule ip sly pre ip daddr 203.0.113.10 udp dport {PORT} dnat to 192.0.2.66",
+         ip link set late0 up",
         scene.node.outside().network().path().display()
     ));
     let outside = scene.node.outside().network().place();
-    outside
-        .run(|| {
-            let lines = ["ip link set late1 up", "ip addr add 192.0.2.66/24 dev late1"];
-            for line in lines {
-                let status = std::process::Command::new("sh").args(["-c", line]).status()?;
-                anyhow::ensure!(status.success(), "{line}");
-            }
-            Ok(())
-        })
-        .unwrap();
+    shell(&outside, "ip link set late1 up");
+    for family in Family::BOTH {
+        let length = if family == Family::V4 { "24" } else { "64 nodad" };
+        shell(&outside, &format!("ip addr add {}/{length} dev late1", behind(family, 66)));
+        scene.on_node(&format!("ip addr add {}/{length} dev late0", behind(family, 1)));
+        scene.on_node(&rewrite(to(family.outside()), "udp", to(behind(family, 66))));
+    }
     let observer = super::wire::Wire::open(&outside, "late1").unwrap();
-    let send = |scene: &Scene, pod: &str, last: u8, port: u16| {
-        let frame = ipv4(v4(last), OUTSIDE, 17, 0, &[], &udp(port, PORT, MARKER));
-        scene.wire(pod).send(&[addressed(frame, scene.mac(pod), scene.router())]).unwrap();
+    let expect = |family: Family, is_seen: bool, what: &str| {
+        cells::expect(SUITE, family.name(), &observer.sees(MARKER).unwrap(), &is_seen, what);
     };
-    send(&scene, "attacker", 10, 5000);
-    let expect = |is_seen: bool, what: &str| {
-        cells::expect(SUITE, "ipv4", &observer.sees(MARKER).unwrap(), &is_seen, what);
-    };
-    expect(false, "it has left by a device that nobody judges at");
+    for family in Family::BOTH {
+        send(&scene, ("attacker", 10), family, 5000);
+        expect(family, false, "it has left by a device that nobody judges at");
+    }
     // Hooked, the device carries what is allowed: for one pod that is everything.
     scene.start_agent(outside_only());
-    send(&scene, "attacker", 10, 5001);
-    expect(false, "it leads to an address that is not allowed");
-    send(&scene, "bystander", 12, 5002);
-    expect(true, "what nothing isolates is held back");
+    for family in Family::BOTH {
+        send(&scene, ("attacker", 10), family, 5001);
+        expect(family, false, "it leads to an address that is not allowed");
+        send(&scene, ("bystander", 12), family, 5002);
+        expect(family, true, "what nothing isolates is held back");
+    }
 }

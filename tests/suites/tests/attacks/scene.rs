@@ -26,6 +26,9 @@ pub(crate) const PODS: [(&str, u8); 3] = [("attacker", 10), ("victim", 11), ("by
 /// A host outside.
 pub(crate) const OUTSIDE: [u8; 4] = [203, 0, 113, 10];
 
+/// Its IPv6 address.
+pub(crate) const OUTSIDE6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
+
 /// Where everybody listens, TCP and UDP.
 pub(crate) const PORT: u16 = 8080;
 
@@ -50,10 +53,11 @@ impl Scene {
     /// Node and host; no pods and no agent yet.
     pub(crate) fn new() -> Self {
         let node = Node::new(NodeOptions::default()).unwrap();
-        node.outside().add_hosts(&[OUTSIDE.into()]).unwrap();
+        let hosts = [OUTSIDE.into(), OUTSIDE6.into()];
+        node.outside().add_hosts(&hosts).unwrap();
         let servers = Servers::start().unwrap();
         let served = vec![
-            servers.listen(node.outside().network(), &everywhere(&[OUTSIDE.into()])).unwrap(),
+            servers.listen(node.outside().network(), &everywhere(&hosts)).unwrap(),
             servers.listen(node.network(), &everywhere(&node.gateways())).unwrap(),
         ];
         let folder = tempfile::tempdir().unwrap();

@@ -1,15 +1,16 @@
-//! Packets that pretend to belong to a connection (decision D5).
+//! Packets that pretend to belong to a connection (decision D5), in both families.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use netpol_suites::cells;
-use netpol_suites::frames::{ACK, SYN, addressed, icmp, ipv4, tcp, udp};
+use netpol_suites::frames::{ACK, SYN, addressed, tcp, udp};
 use serde_json::{Value, json};
 
-use super::scene::{PORT, Scene, only, policy, v4};
+use super::family::Family;
+use super::scene::{PORT, Scene, only, policy};
 use super::{Attack, SUITE};
 
 const MARKER: &[u8] = b"never asked for, never answered";
@@ -22,25 +23,43 @@ fn silenced() -> Vec<Value> {
 #[test]
 fn what_looks_like_a_reply_is_no_way_out_of_a_pod_that_may_not_send() {
     // The reverse of each would be allowed: everybody may send to the attacker's port.
-    for (protocol, payload) in [
+    let replies = [
         (6, tcp(PORT, 40_000, ACK, MARKER)),
         (6, tcp(PORT, 40_000, SYN | ACK, MARKER)),
         (17, udp(PORT, 40_000, MARKER)),
-    ] {
-        Attack {
-            node: &|_scene| {},
-            frames: &|scene| {
-                let frame = ipv4(v4(10), v4(11), protocol, 0, &[], &payload);
-                vec![addressed(frame, scene.mac("attacker"), scene.mac("victim"))]
-            },
-            marker: MARKER,
-            target: "victim",
-            policies: silenced(),
-            unchecked: false,
-            counted: ("egress", "no_rule"),
+    ];
+    for family in Family::BOTH {
+        for (protocol, payload) in &replies {
+            out_of_the_attacker(
+                silenced(),
+                "no_rule",
+                &|[from, to]| vec![family.packet(from, to, *protocol, payload)],
+                family,
+            );
         }
-        .prove();
     }
+}
+
+/// Frames from the attacker to the victim, made of the addresses of both.
+fn out_of_the_attacker(
+    policies: Vec<Value>,
+    reason: &str,
+    frames: &dyn Fn([IpAddr; 2]) -> Vec<Vec<u8>>,
+    family: Family,
+) {
+    Attack {
+        node: &|_scene| {},
+        frames: &|scene| {
+            let frames = frames([family.pod(10), family.pod(11)]).into_iter();
+            frames.map(|frame| addressed(frame, scene.mac("attacker"), scene.mac("victim"))).collect()
+        },
+        marker: MARKER,
+        target: "victim",
+        policies,
+        unchecked: false,
+        counted: ("egress", reason),
+    }
+    .prove();
 }
 
 #[test]
@@ -48,111 +67,82 @@ fn a_syn_that_is_hidden_in_fragments_is_dropped_with_its_first_one() {
     // The flags are in the second fragment, eight bytes on: what may only go on, and not begin, would else begin here.
     let to_port = json!([{ "to": [{ "podSelector": {} }], "ports": [{ "port": PORT }] }]);
     let out = json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": to_port });
-    Attack {
-        node: &|_scene| {},
-        frames: &|scene| {
+    for family in Family::BOTH {
+        let frames = |[from, to]: [IpAddr; 2]| {
             let segment = tcp(5000, PORT, SYN, MARKER);
-            let more = 0x2000;
-            let (from, to) = (scene.mac("attacker"), scene.mac("victim"));
-            let first = ipv4(v4(10), v4(11), 6, more, &[], &segment[..8]);
-            let rest = ipv4(v4(10), v4(11), 6, 1, &[], &segment[8..]);
-            vec![addressed(first, from, to), addressed(rest, from, to)]
-        },
-        marker: MARKER,
-        target: "victim",
-        policies: vec![policy("one-port", &out)],
-        unchecked: false,
-        counted: ("egress", "fragment_header"),
+            let fragment = |at, piece| family.fragment((from, to), 6, 1, at, piece);
+            vec![fragment((0, true), &segment[..8]), fragment((8, false), &segment[8..])]
+        };
+        out_of_the_attacker(vec![policy("one-port", &out)], "fragment_header", &frames, family);
     }
-    .prove();
 }
 
 #[test]
 fn an_echo_reply_that_answers_nothing_is_no_way_out() {
-    Attack {
-        node: &|_scene| {},
-        frames: &|scene| {
-            let reply = ipv4(v4(10), v4(11), 1, 0, &[], &icmp(0, 7, MARKER));
-            vec![addressed(reply, scene.mac("attacker"), scene.mac("victim"))]
-        },
-        marker: MARKER,
-        target: "victim",
-        policies: silenced(),
-        unchecked: false,
-        counted: ("egress", "no_flow"),
+    for family in Family::BOTH {
+        let frames = |[from, to]: [IpAddr; 2]| vec![family.echo_reply(from, to, 7, MARKER)];
+        out_of_the_attacker(silenced(), "no_flow", &frames, family);
     }
-    .prove();
 }
 
 #[test]
 fn an_icmp_error_about_a_packet_that_nobody_sent_is_no_way_out() {
     // As if the victim had sent a datagram to the attacker, which it may: the error would go back to it.
-    Attack {
-        node: &|_scene| {},
-        frames: &|scene| {
-            let quoted = ipv4(v4(11), v4(10), 17, 0, &[], &udp(40_000, PORT, MARKER));
-            let error = ipv4(v4(10), v4(11), 1, 0, &[], &icmp(3, 0, &quoted[14..]));
-            vec![addressed(error, scene.mac("attacker"), scene.mac("victim"))]
-        },
-        marker: MARKER,
-        target: "victim",
-        policies: silenced(),
-        unchecked: false,
-        counted: ("egress", "no_flow"),
+    for family in Family::BOTH {
+        let frames = |[from, to]: [IpAddr; 2]| {
+            let quoted = family.packet(to, from, 17, &udp(40_000, PORT, MARKER));
+            vec![family.unreachable(from, to, &quoted)]
+        };
+        out_of_the_attacker(silenced(), "no_flow", &frames, family);
     }
-    .prove();
 }
 
-/// Everything that the attack takes, and whether its last packet comes through; the agent runs or not.
-fn comes_through(policies: Option<Vec<Value>>, attack: impl Fn(&Scene) -> bool) -> (Scene, bool) {
-    let mut scene = Scene::new();
-    scene.check_no_addresses();
-    let has_agent = policies.is_some();
-    if let Some(policies) = policies {
-        scene.start_agent(policies);
+/// Carries an attack out in each family, first without the agent, where its last packet has to come through, and then with
+/// it, where it must not, and is counted.
+fn is_stopped(policies: &[Value], counted: (&str, &str), attack: impl Fn(&Scene, Family) -> bool) {
+    let (direction, reason) = counted;
+    for family in Family::BOTH {
+        let mut scene = Scene::new();
+        scene.populate();
+        assert!(attack(&scene, family), "{family:?}: without the agent it does not come through: it is no attack");
+        let mut scene = Scene::new();
+        scene.check_no_addresses();
+        scene.start_agent(policies.to_vec());
+        scene.populate();
+        cells::expect(SUITE, family.name(), &attack(&scene, family), &false, "it has come through");
+        assert!(scene.dropped(direction, reason) > 0, "{:?}", scene.all_dropped());
     }
-    scene.populate();
-    let through = attack(&scene);
-    cells::report(SUITE, "ipv4", "-", 1, usize::from(has_agent && through)).unwrap();
-    (scene, through)
 }
 
 #[test]
 fn a_flow_that_one_pod_pretends_is_no_way_in_to_another() {
     // The attacker, whose addresses are not checked, sends what the victim would have to send for the answer to be let in.
-    let plant_and_answer = |scene: &Scene| {
-        let asked = ipv4(v4(11), v4(12), 17, 0, &[], &udp(PORT, 5000, b"a question"));
+    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
+    is_stopped(&[policy("nobody", &nobody)], ("ingress", "no_rule"), |scene, family| {
+        let (victim, bystander) = (family.pod(11), family.pod(12));
+        let asked = family.packet(victim, bystander, 17, &udp(PORT, 5000, b"a question"));
         scene.wire("attacker").send(&[addressed(asked, scene.mac("attacker"), scene.mac("bystander"))]).unwrap();
         let to = scene.wire("victim");
-        let answer = ipv4(v4(12), v4(11), 17, 0, &[], &udp(5000, PORT, MARKER));
+        let answer = family.packet(bystander, victim, 17, &udp(5000, PORT, MARKER));
         scene.wire("bystander").send(&[addressed(answer, scene.mac("bystander"), scene.mac("victim"))]).unwrap();
         to.sees(MARKER).unwrap()
-    };
-    assert!(comes_through(None, plant_and_answer).1, "without the agent it does not come through: it is no attack");
-    let nobody = json!({ "podSelector": only("victim"), "policyTypes": ["Ingress"] });
-    let (scene, through) = comes_through(Some(vec![policy("nobody", &nobody)]), plant_and_answer);
-    assert!(!through, "it has come through");
-    assert!(scene.dropped("ingress", "no_rule") > 0, "{:?}", scene.all_dropped());
+    });
 }
 
 #[test]
 fn a_syn_on_the_ports_of_a_connection_that_came_in_begins_one_of_its_own() {
-    let call_back = |scene: &Scene| {
+    is_stopped(&silenced(), ("egress", "no_rule"), |scene, family| {
         let place = scene.pod("bystander").network().place();
-        let to = SocketAddr::new(v4(10).into(), PORT);
+        let to = SocketAddr::new(family.pod(10), PORT);
         let mut stream = place.run(|| TcpStream::connect(to).context("connect")).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         assert!(exchange(&mut stream), "what comes in is answered");
         let port = stream.local_addr().unwrap().port();
         let observer = scene.wire("bystander");
-        let syn = ipv4(v4(10), v4(12), 6, 0, &[], &tcp(PORT, port, SYN, MARKER));
+        let syn = family.packet(to.ip(), family.pod(12), 6, &tcp(PORT, port, SYN, MARKER));
         scene.wire("attacker").send(&[addressed(syn, scene.mac("attacker"), scene.mac("bystander"))]).unwrap();
         observer.sees(MARKER).unwrap()
-    };
-    assert!(comes_through(None, call_back).1, "without the agent it does not come through: it is no attack");
-    let (scene, through) = comes_through(Some(silenced()), call_back);
-    assert!(!through, "it has come through");
-    assert!(scene.dropped("egress", "no_rule") > 0, "{:?}", scene.all_dropped());
+    });
 }
 
 /// Says something and hears it back, or silence.
@@ -168,16 +158,16 @@ fn exchange(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_revoked_connection_does_not_come_back_by_what_the_kernel_sends_again() {
-    for cut in ["egress", "ingress"] {
+    for (family, cut) in Family::BOTH.into_iter().flat_map(|family| [(family, "egress"), (family, "ingress")]) {
         let mut scene = Scene::new();
         scene.start_agent(Vec::new());
         scene.populate();
-        let to = SocketAddr::new(v4(11).into(), PORT);
+        let to = SocketAddr::new(family.pod(11), PORT);
         let place = scene.pod("attacker").network().place();
         let mut stream = place.run(|| TcpStream::connect(to).context("connect")).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
         let expect = |stream: &mut TcpStream, goes_on: bool| {
-            cells::expect(SUITE, "ipv4", &exchange(stream), &goes_on, cut);
+            cells::expect(SUITE, family.name(), &exchange(stream), &goes_on, cut);
         };
         expect(&mut stream, true);
         let spec = if cut == "egress" {
