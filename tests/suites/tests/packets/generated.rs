@@ -1,5 +1,6 @@
 //! Generated clusters and packets: the API text, the verdict function and the loaded programs, three ways to one answer.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,13 +13,14 @@ use netpol_policy::compile::{Capacities, Compiler, MapOp, Snapshot};
 use netpol_policy::oracle;
 use netpol_policy::testing::{NODE, Random, World};
 use netpol_suites::cells;
-use netpol_suites::frames::{self, ipv4, ipv6};
+use netpol_suites::frames::{self, ipv4};
 use netpol_suites::programs::Arrival;
 
 use super::both::{
     BRIDGE, Both, ENDPOINT, IFINDEX_OF_POD, MARK_SHIFT, NODE as NODE_ADDRESS, PEER, PEER_CLASS, PEER6, POD, POD6,
     SENDER, SENDER_SET, SENDER_VETH, SET, STRANGER, UPLINK, bytes,
 };
+use super::ipv6;
 
 /// Source ports that no generated policy names, so that no flow looks like the reply of another.
 const FIRST_SOURCE_PORT: u16 = 20_000;
@@ -160,11 +162,14 @@ fn packet(random: &mut Random, direction: Direction) -> Vec<u8> {
         }
         _ => (*random.pick(&[47, 50, 4]), vec![0; 24]),
     };
-    if random.chance(25) {
+    if random.chance(2) {
+        return ipv6::listener(random, direction == Direction::Egress);
+    }
+    if random.chance(35) {
         let protocol = if protocol == 1 { 58 } else { protocol };
         return match direction {
-            Direction::Ingress => ipv6(PEER6, POD6, protocol, 64, &payload),
-            Direction::Egress => ipv6(POD6, PEER6, protocol, 64, &payload),
+            Direction::Ingress => ipv6::packet(random, PEER6, POD6, protocol, &payload),
+            Direction::Egress => ipv6::packet(random, POD6, PEER6, protocol, &payload),
         };
     }
     let pod = if random.chance(3) { STRANGER } else { POD };
@@ -180,6 +185,8 @@ fn packet(random: &mut Random, direction: Direction) -> Vec<u8> {
 #[test]
 fn the_programs_and_the_verdict_function_remember_alike() {
     let (mut packets, mut passed) = (0_u64, 0_u64);
+    // Of each kind of IPv6 packet, how many were dropped and passed.
+    let mut kinds: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
     for seed in 0..cases(40) {
         let mut random = Random::new(seed);
         let mut both = Both::isolated();
@@ -210,16 +217,23 @@ fn the_programs_and_the_verdict_function_remember_alike() {
                         Direction::Ingress => *random.pick(&[UPLINK, UPLINK, 0]),
                         Direction::Egress => IFINDEX_OF_POD,
                     };
-                    passed += u64::from(both.judge(direction, &frame, ingress) == Reason::Passed);
+                    let passes = both.judge(direction, &frame, ingress) == Reason::Passed;
+                    passed += u64::from(passes);
+                    if let Some(kind) = ipv6::kind(&frame) {
+                        kinds.entry(kind).or_default()[usize::from(passes)] += 1;
+                    }
                 }
             }
         }
         both.compare();
         packets += both.packets;
     }
-    println!("{packets} packets, {passed} of them passed, no difference");
+    println!("{packets} packets, {passed} of them passed, no difference; IPv6 dropped and passed: {kinds:?}");
     told("packets, in a row", packets);
     assert!(passed > 0 && passed < packets);
+    // Alike is also what two sides say that drop all of a kind unseen.
+    assert_eq!(kinds.len(), 3, "{kinds:?}");
+    assert!(kinds.values().flatten().all(|packets| *packets > 0), "{kinds:?}");
 }
 
 /// A service, a backend of it on this node, or none.

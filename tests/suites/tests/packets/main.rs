@@ -4,6 +4,7 @@
 mod both;
 mod corners;
 mod generated;
+mod ipv6;
 mod loaded;
 mod policy;
 mod services;

@@ -204,26 +204,38 @@ fn icmp_follows_rules_without_ports_and_errors_follow_their_flow() {
 
 #[test]
 fn an_expired_flow_admits_no_reply_and_a_fresh_one_does() {
-    // Unanswered, so that no machine is too young for it but one that has just started.
-    let oldest = timeout::UDP_UNREPLIED.max(timeout::ICMP);
+    // What no machine is too young for but one that has started a few minutes ago.
+    let oldest = timeout::UDP.max(timeout::UDP_UNREPLIED).max(timeout::ICMP);
     while boot_clock() / 1_000_000_000 <= u64::from(oldest) + 2 {
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
     let mut both = Both::isolated();
     both.allow(Direction::Ingress, PEER_CLASS, PROTOCOL_ANY, 4, &[]);
     let datagram = |from, to, ports: [u16; 2]| ipv4(from, to, 17, 0, &[], &udp(ports[0], ports[1], b""));
+    let datagram6 = |from, to, ports: [u16; 2]| ipv6(from, to, 17, 64, &udp(ports[0], ports[1], b""));
     let echo = |from, to, kind| ipv4(from, to, 1, 0, &[], &icmp(kind, 9, b"ping"));
+    let echo6 = |from, to, kind| ipv6(from, to, 58, 64, &icmp(kind, 9, b"ping"));
+    // Request and reply; for how many seconds the flow lives before it is answered, and then; what becomes of a reply later.
+    let udp = [timeout::UDP_UNREPLIED, timeout::UDP];
     let cases = [
-        (datagram(PEER, POD, [4000, 53]), datagram(POD, PEER, [53, 4000]), timeout::UDP_UNREPLIED, Reason::NoRule),
-        (echo(PEER, POD, 8), echo(POD, PEER, 0), timeout::ICMP, Reason::NoFlow),
+        (datagram(PEER, POD, [4000, 53]), datagram(POD, PEER, [53, 4000]), udp, Reason::NoRule),
+        (datagram6(PEER6, POD6, [4000, 53]), datagram6(POD6, PEER6, [53, 4000]), udp, Reason::NoRule),
+        (echo(PEER, POD, 8), echo(POD, PEER, 0), [timeout::ICMP; 2], Reason::NoFlow),
+        (echo6(PEER6, POD6, 128), echo6(POD6, PEER6, 129), [timeout::ICMP; 2], Reason::NoFlow),
     ];
-    for (request, reply, seconds, expired) in cases {
-        // A few seconds away from the limit: the clock goes on between both sides.
-        for (age, expected) in [(0, Reason::Passed), (seconds - 5, Reason::Passed), (seconds + 1, expired)] {
-            both.forget_flows();
-            assert_eq!(both.receive(&request), Reason::Passed);
-            both.age(FlowTable::Embryonic, age);
-            assert_eq!(both.send(&reply), expected, "after {age} s: {reply:02x?}");
+    for (request, reply, lives, expired) in cases {
+        for (table, seconds) in [FlowTable::Embryonic, FlowTable::Confirmed].into_iter().zip(lives) {
+            // A few seconds away from the limit: the clock goes on between both sides.
+            for (age, expected) in [(0, Reason::Passed), (seconds - 5, Reason::Passed), (seconds + 1, expired)] {
+                both.forget_flows();
+                assert_eq!(both.receive(&request), Reason::Passed);
+                if table == FlowTable::Confirmed {
+                    assert_eq!(both.send(&reply), Reason::Passed);
+                }
+                assert_eq!(both.flows(table), 1, "{table:?}: {reply:02x?}");
+                both.age(table, age);
+                assert_eq!(both.send(&reply), expected, "{table:?} after {age} s: {reply:02x?}");
+            }
         }
     }
     both.compare();
