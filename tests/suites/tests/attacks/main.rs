@@ -2,11 +2,13 @@
 //! nothing; then with it, where nothing may come through, and the drops must be counted under the reason of the very rule
 //! that stops it. So taking the rule out makes its test fail.
 
+mod connections;
 mod family;
 mod flood;
 mod fragments;
 mod identity;
 mod link;
+mod live;
 mod malformed;
 mod marks;
 mod path_mtu;

@@ -1,8 +1,13 @@
 //! Stamps that are lost, copied or forged, and devices that nobody has hooked yet (decision D6).
 
-use std::io::Error;
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use netpol_policy::model::Protocol;
 use netpol_suites::cells;
 use netpol_suites::frames::addressed;
@@ -15,6 +20,8 @@ use super::family::Family;
 use super::scene::{PORT, Scene, only, policy, shell};
 
 const MARKER: &[u8] = b"where is my mark";
+/// Of what leaves at all: nothing is sent again.
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// What becomes of a pod's connection.
 fn connect(scene: &Scene, from: &str, to: SocketAddr, protocol: Protocol) -> Outcome {
@@ -232,5 +239,98 @@ fn a_device_that_appears_while_nobody_looks_is_no_way_out() {
         expect(family, false, "it leads to an address that is not allowed");
         send(&scene, ("bystander", 12), family, 5002);
         expect(family, true, "what nothing isolates is held back");
+    }
+}
+
+/// A device of the node that sends packets without link header, as the end of it that this process holds. It goes with it.
+fn tunnel(scene: &Scene, name: &str) -> File {
+    /// `struct ifreq` as TUNSETIFF takes it: the name, and flags.
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        flags: libc::c_short,
+        pad: [u8; 22],
+    }
+    let make = || {
+        let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
+        let file = file.context("open(/dev/net/tun)")?;
+        let mut bytes = [0; libc::IFNAMSIZ];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        let request = Request { name: bytes, flags: (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short, pad: [0; 22] };
+        // SAFETY: a descriptor of this process, and a request that outlives the call.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw const request) };
+        if status < 0 { Err(Error::last_os_error()).context("ioctl(TUNSETIFF)") } else { Ok(file) }
+    };
+    scene.node.place().run(make).unwrap()
+}
+
+/// Whether a marker is in a packet that leaves by a tunnel within a while.
+fn leaves_by(mut tunnel: &File) -> bool {
+    let begin = Instant::now();
+    let mut packet = [0; 2048];
+    loop {
+        match tunnel.read(&mut packet) {
+            Ok(length) if packet[..length].windows(MARKER.len()).any(|part| part == MARKER) => return true,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() > PATIENCE => return false,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => panic!("read: {error}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_rewritten_towards_a_tunnel_or_a_stacked_device_is_judged_where_it_leaves() {
+    let behind = |device: u16, family: Family, last: u8| -> IpAddr {
+        match family {
+            Family::V4 => [198, 51, if device == 0 { 100 } else { 101 }, last].into(),
+            Family::V6 => [0x2001, 0xdb8, 3 + device, 0, 0, 0, 0, u16::from(last)].into(),
+        }
+    };
+    let mut scene = Scene::new();
+    scene.populate();
+    let tunnel = tunnel(&scene, "tun7");
+    // A bridge that is no pod's, whose only port is an uplink: a packet passes the hooks of both, as with a VLAN or a bond.
+    scene.on_node(&format!(
+        "ip link set tun7 up
+         ip link add wan0 type bridge
+         ip link add wan1 type veth peer name wan2 netns {}
+         ip link set wan1 master wan0
+         ip link set wan0 up
+         ip link set wan1 up",
+        scene.node.outside().network().path().display()
+    ));
+    let outside = scene.node.outside().network().place();
+    shell(&outside, "ip link set wan2 up");
+    for family in Family::BOTH {
+        let length = if family == Family::V4 { "24" } else { "64 nodad" };
+        scene.on_node(&format!("ip addr add {}/{length} dev tun7", behind(0, family, 1)));
+        scene.on_node(&format!("ip addr add {}/{length} dev wan0", behind(1, family, 1)));
+        for last in [66, 67] {
+            shell(&outside, &format!("ip addr add {}/{length} dev wan2", behind(1, family, last)));
+        }
+    }
+    // Behind each device the attacker may reach one address, and not its neighbour.
+    let allowed: Vec<Value> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| [family.outside(), behind(0, family, 67), behind(1, family, 67)].map(|to| (family, to)))
+        .map(|(family, to)| json!({ "ipBlock": { "cidr": format!("{to}/{}", family.bits()) } }))
+        .collect();
+    let out = json!({ "podSelector": only("attacker"), "policyTypes": ["Egress"], "egress": [{ "to": allowed }] });
+    scene.start_agent(vec![policy("out", &out)]);
+    let observer = super::wire::Wire::open(&outside, "wan2").unwrap();
+    let mut port = 5000;
+    for (device, family) in [0, 1].into_iter().flat_map(|device| Family::BOTH.map(|family| (device, family))) {
+        for (pod, last, passes) in
+            [(("bystander", 12), 66, true), (("attacker", 10), 67, true), (("attacker", 10), 66, false)]
+        {
+            port += 1;
+            scene.on_node(&rewrite(to(family.outside()), "udp", to(behind(device, family, last))));
+            let before = scene.dropped("egress", "no_rule");
+            send(&scene, pod, family, port);
+            let is_seen = if device == 0 { leaves_by(&tunnel) } else { observer.sees(MARKER).unwrap() };
+            cells::expect(SUITE, family.name(), &is_seen, &passes, (device, pod, last));
+            assert_eq!(scene.dropped("egress", "no_rule") > before, !passes, "{:?}", scene.all_dropped());
+        }
     }
 }

@@ -1,24 +1,22 @@
 //! Ports that are used again (decision D5): whatever connection had them before, and however it ended, what begins on them
 //! is judged in its own direction, by the policy of now.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read as _};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use netpol_suites::cells;
 use netpol_suites::frames::{ACK, addressed, ip, tcp};
 use netpol_testbed::place::Place;
 use serde_json::{Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::Socket;
 
 use super::SUITE;
+use super::connections::{PATIENCE, connect, exchange, listen};
 use super::scene::{Scene, only, policy, shell, v4, v6};
 
 const CLIENT: u16 = 40_000;
 const SERVER: u16 = 7000;
-/// In which whatever is delivered is answered, a SYN that had to be sent again as well.
-const PATIENCE: Duration = Duration::from_millis(2500);
 const MARKER: &[u8] = b"of a connection that has ended";
 
 /// Attacker and victim in each family: client and server.
@@ -35,48 +33,6 @@ enum End {
     ServerFirst,
     /// By a FIN of the client first, which does.
     ClientFirst,
-}
-
-/// A TCP socket on an address and port that something else may have had just now.
-fn bound(place: &Place, address: IpAddr, port: u16) -> Socket {
-    let address = SocketAddr::new(address, port);
-    let socket = place.run(|| Socket::new(Domain::for_address(address), Type::STREAM, None).context("socket")).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&SockAddr::from(address)).with_context(|| format!("bind({address})")).unwrap();
-    socket
-}
-
-fn listen(place: &Place, address: IpAddr, port: u16) -> TcpListener {
-    let socket = bound(place, address, port);
-    socket.listen(8).unwrap();
-    socket.into()
-}
-
-/// A connection between two ports, or nothing, if the SYN is not answered.
-fn connect(place: &Place, from: (IpAddr, u16), to: (IpAddr, u16)) -> Option<TcpStream> {
-    let socket = bound(place, from.0, from.1);
-    match socket.connect_timeout(&SockAddr::from(SocketAddr::from(to)), PATIENCE) {
-        Ok(()) => {
-            let stream = TcpStream::from(socket);
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            Some(stream)
-        }
-        Err(error) if error.kind() == ErrorKind::TimedOut => None,
-        Err(error) => panic!("{from:?} to {to:?}: {error}"),
-    }
-}
-
-/// Whether each end is heard by the other.
-fn exchange(ends: [&TcpStream; 2]) -> [bool; 2] {
-    let [one, other] = ends;
-    [(one, other), (other, one)].map(|(mut from, mut to)| {
-        from.write_all(b"hello").unwrap();
-        match to.read_exact(&mut [0; 5]) {
-            Ok(()) => true,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
-            Err(error) => panic!("{error}"),
-        }
-    })
 }
 
 /// Two pods' ports.
