@@ -134,6 +134,9 @@ impl Record {
     }
 }
 
+/// What starts other kernels.
+const NOT_IN_GUESTS: &str = ":!xtask/src/vm";
+
 /// What a job depends on, as pathspecs: all but documents, what other tests replay, and other suites.
 fn concern(job: &str) -> Vec<String> {
     let mut specs: Vec<String> = [".", ":!docs", ":!*.md", ":!fuzz", ":!netpol-policy/tests"].map(str::to_owned).into();
@@ -142,8 +145,9 @@ fn concern(job: &str) -> Vec<String> {
             // A suite is a file or a folder. Git has no pathspec for "none but this one", so the others are named.
             let others = SUITES.iter().filter(|other| **other != name);
             specs.extend(others.map(|other| format!(":!tests/suites/tests/{other}*")));
+            specs.push(NOT_IN_GUESTS.to_owned());
         }
-        Some(("upstream", _)) => specs.push(":!tests/suites".to_owned()),
+        Some(("upstream", _)) => specs.extend([":!tests/suites".to_owned(), NOT_IN_GUESTS.to_owned()]),
         // Other kernels run several suites.
         _ => {}
     }
@@ -295,6 +299,7 @@ mod tests {
             ("tests/suites/tests/sandbox.rs", [false, true, false, true]),
             ("tests/suites/src/frames.rs", [true, true, false, true]),
             ("netpol-common/src/decide/mod.rs", [true, true, true, true]),
+            ("xtask/src/vm/guest.rs", [false, false, false, true]),
             ("deploy/base/daemonset.yaml", [true, true, true, true]),
         ] {
             let after = commit(path);
