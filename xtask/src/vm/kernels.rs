@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use netpol_testbed::control_plane::installation::cache_directory;
+use sha2::{Digest, Sha256};
 
 use crate::process;
 use crate::setup::debian::{self, Package};
@@ -20,8 +21,8 @@ const NEWEST: &str = "newest";
 const KEPT: [&str; 4] = ["kernel/net", "kernel/lib", "kernel/crypto", "kernel/arch"];
 
 /// Network devices that are made of software; the rest of their folder is hardware.
-const DEVICES: [&str; 10] =
-    ["bonding", "dummy", "geneve", "ifb", "ipvlan", "macvlan", "veth", "vrf", "vxlan", "wireguard"];
+const DEVICES: [&str; 11] =
+    ["bonding", "dummy", "geneve", "ifb", "ipvlan", "macvlan", "tun", "veth", "vrf", "vxlan", "wireguard"];
 
 /// What the name of an image's package begins with, where that one has nothing in it but depends on these.
 const PARTS: [&str; 3] = ["linux-binary-", "linux-modules-", "linux-base-"];
@@ -205,10 +206,13 @@ fn pinned(path: &str, sha256: &str) -> Package {
     Package { name, version, path: path.to_owned(), sha256: sha256.to_owned() }
 }
 
-/// Where the cache has a kernel: named after its package, so that another version is another folder.
+/// Where the cache has a kernel: named after its package and a hash of what is kept, so that another version, or one of which
+/// less was kept, is another folder.
 fn folder(cache: &Path, packages: &[Package]) -> Result<PathBuf> {
     let image = packages.first().context("a series without packages")?;
-    Ok(cache.join(format!("{}_{}", image.name, image.version)))
+    let kept = KEPT.iter().chain(&DEVICES).copied().collect::<Vec<_>>().join(" ");
+    let kept: String = Sha256::digest(kept).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Ok(cache.join(format!("{}_{}_{kept}", image.name, image.version)))
 }
 
 /// Puts what machines need of an unpacked kernel into the cache.

@@ -16,6 +16,9 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 /// Long enough for what is delivered at all: nothing is sent again.
 const PATIENCE: Duration = Duration::from_millis(400);
 
+/// How long a frame waits for room in the socket's buffer: many times what a link of the slowest machine needs to empty it.
+const ROOM: Duration = Duration::from_secs(5);
+
 /// All protocols, as a packet socket's protocol is written: network order.
 const EVERYTHING: i32 = (libc::ETH_P_ALL as u16).to_be() as i32;
 
@@ -41,10 +44,19 @@ impl Wire {
         })
     }
 
-    /// Sends frames, in order.
+    /// Sends frames, in order, and no faster than the link takes them: with one processor for both of its ends, the socket's
+    /// buffer fills (EAGAIN).
     pub(crate) fn send(&self, frames: &[Vec<u8>]) -> Result<()> {
         for frame in frames {
-            let sent = self.socket.send(frame).context("send")?;
+            let begin = Instant::now();
+            let sent = loop {
+                match self.socket.send(frame) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && begin.elapsed() < ROOM => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    sent => break sent.context("send")?,
+                }
+            };
             anyhow::ensure!(sent == frame.len(), "{sent} of {} bytes sent", frame.len());
         }
         Ok(())
