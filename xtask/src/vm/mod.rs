@@ -26,7 +26,7 @@ use guest::Plan;
 use machine::{Accelerator, Machine};
 
 /// Suites that run on every kernel.
-const SUITES: [&str; 4] = ["packets", "kernels", "sandbox", "ipvs"];
+pub(crate) const SUITES: [&str; 4] = ["packets", "kernels", "sandbox", "ipvs"];
 
 /// How many cases a property is tried on, if the caller says so.
 const CASES: &str = "NETPOL_PROPERTY_CASES";

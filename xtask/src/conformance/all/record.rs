@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::Row;
 use super::jobs::SUITES;
-use crate::process;
+use crate::{process, vm};
 
 /// A job that has run to its end, whatever it found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +139,11 @@ const NOT_IN_GUESTS: &str = ":!xtask/src/vm";
 
 /// What a job depends on, as pathspecs: all but documents, what other tests replay, and other suites.
 fn concern(job: &str) -> Vec<String> {
-    let mut specs: Vec<String> = [".", ":!docs", ":!*.md", ":!fuzz", ":!netpol-policy/tests"].map(str::to_owned).into();
+    // This file measures nothing.
+    let mut specs: Vec<String> =
+        [".", ":!docs", ":!*.md", ":!fuzz", ":!netpol-policy/tests", ":!xtask/src/conformance/all/record.rs"]
+            .map(str::to_owned)
+            .into();
     match job.split_once(' ') {
         Some(("suite", name)) => {
             // A suite is a file or a folder. Git has no pathspec for "none but this one", so the others are named.
@@ -149,7 +153,10 @@ fn concern(job: &str) -> Vec<String> {
         }
         Some(("upstream", _)) => specs.extend([":!tests/suites".to_owned(), NOT_IN_GUESTS.to_owned()]),
         // Other kernels run several suites.
-        _ => {}
+        _ => {
+            let others = SUITES.iter().filter(|name| !vm::SUITES.contains(name));
+            specs.extend(others.map(|other| format!(":!tests/suites/tests/{other}*")));
+        }
     }
     specs
 }
@@ -297,6 +304,7 @@ mod tests {
             ("README.md", [false, false, false, false]),
             ("tests/suites/tests/packets/main.rs", [true, false, false, true]),
             ("tests/suites/tests/sandbox.rs", [false, true, false, true]),
+            ("tests/suites/tests/services/cases.rs", [false, false, false, false]),
             ("tests/suites/src/frames.rs", [true, true, false, true]),
             ("netpol-common/src/decide/mod.rs", [true, true, true, true]),
             ("xtask/src/vm/guest.rs", [false, false, false, true]),
