@@ -4,13 +4,25 @@
 #[path = "support/citations.rs"]
 mod citations;
 
-use citations::{assert_named_tests_exist, citations, read};
+use citations::{assert_named_tests_exist, citations, files, read};
 
 /// The points, by letter and number.
 const POINTS: [(char, usize); 6] = [('A', 17), ('P', 11), ('B', 9), ('F', 8), ('W', 12), ('X', 12)];
 
 fn document() -> String {
     read("docs/semantics.md")
+}
+
+/// The cited tests of a text that only run where they are asked for, as `cargo xtask conformance --all` does.
+fn ignored<'a>(document: &'a str, text: &'a str) -> Vec<&'a str> {
+    let files = files(document);
+    let is_ignored = |(key, name): &(&str, &str)| {
+        let (_, file) = files.get(key)?;
+        let (before, _) = file.split_once(&format!("fn {name}("))?;
+        // The function's attributes begin behind the last line that is empty.
+        before.rsplit("\n\n").next().map(|attributes| attributes.contains("#[ignore"))
+    };
+    citations(text).into_iter().filter(|citation| is_ignored(citation) == Some(true)).map(|(_, name)| name).collect()
 }
 
 #[test]
@@ -33,4 +45,16 @@ fn every_point_of_the_api_has_a_paragraph_and_tests() {
             }
         }
     }
+}
+
+#[test]
+fn what_proves_a_point_only_in_the_long_run_is_said_to() {
+    let document = document();
+    let mut found = 0;
+    for paragraph in document.split("\n\n") {
+        let ignored = ignored(&document, paragraph);
+        found += ignored.len();
+        assert!(ignored.is_empty() || paragraph.contains("only in `cargo xtask conformance --all`"), "{ignored:?}");
+    }
+    assert!(found > 0, "no cited test is ignored: is that looked for where it stands?");
 }

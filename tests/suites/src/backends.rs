@@ -180,15 +180,17 @@ fn of_ipvs(line: &str) -> Result<Entry> {
     })
 }
 
-/// Forgets all connections without handshake that a node tracks: the next packet of a source port is another connection.
+/// Forgets all connections without handshake that a node tracks, and TCP's that nobody has answered: a SYN from the same
+/// port to the same place would for two minutes (`nf_conntrack_tcp_timeout_syn_sent`) be sent where the first one was,
+/// whatever the proxy says now.
 ///
 /// # Errors
 /// There is no `conntrack`.
 pub fn forget(node: &Place) -> Result<()> {
     for family in ["ipv4", "ipv6"] {
-        for protocol in ["udp", "sctp"] {
+        for protocol in [&["udp"][..], &["sctp"], &["tcp", "--state", "SYN_SENT"]] {
             let mut command = Command::new("conntrack");
-            command.args(["-D", "-f", family, "-p", protocol]);
+            command.args(["-D", "-f", family, "-p"]).args(protocol);
             node.prepare(&mut command)?;
             // It fails if there is none.
             let _output = command.output().context("cannot start conntrack")?;

@@ -1,5 +1,7 @@
 //! A case: manifests that change step by step, and what is expected by hand after each.
 
+use std::collections::BTreeMap;
+
 use netpol_testbed::probe::Outcome;
 use netpol_testbed::sandbox::cells::Port;
 use netpol_testbed::sandbox::{Answered, Families};
@@ -25,6 +27,8 @@ pub struct Step {
     pub manifests: Vec<Value>,
     /// What the author expects, beside what the oracle says.
     pub expected: Vec<Expected>,
+    /// Whether there are other pods than the nine, or nine that declare other ports.
+    pub changes_pods: bool,
 }
 
 /// Whether a pod's connections to another are denied, both as `namespace/name`.
@@ -139,7 +143,16 @@ impl Case {
     /// Everything is as the oracle says.
     #[must_use]
     pub fn probe(mut self) -> Self {
-        self.steps.push(Step { manifests: self.manifests.clone(), expected: Vec::new() });
+        // What is probed follows from pods' names and containers, and not from their labels.
+        let pods = |objects: &[Value]| -> BTreeMap<String, Value> {
+            let pods = objects.iter().filter(|object| object["kind"] == "Pod");
+            pods.map(|pod| {
+                (pod["metadata"]["namespace"].to_string() + &pod["metadata"]["name"].to_string(), pod["spec"].clone())
+            })
+            .collect()
+        };
+        let changes_pods = pods(&self.manifests) != pods(&objects(Families::Dual));
+        self.steps.push(Step { manifests: self.manifests.clone(), expected: Vec::new(), changes_pods });
         self.is_changed = false;
         self
     }

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use netpol_testbed::probe::Outcome;
-use netpol_testbed::sandbox::cells::{Cell, End};
+use netpol_testbed::sandbox::cells::{Cell, End, declared_ports};
 use netpol_testbed::sandbox::{Answered, Families, Options, Policies, Sandbox, judge};
 
 use super::case::{Case, Step};
-use super::{Family, PODS, objects, services};
+use super::{Family, PODS, objects, ports, services};
 
 /// Nodes at once: on two cores more of them only make the machine too slow to answer in time.
 const NODES: usize = 4;
@@ -46,6 +46,8 @@ pub struct Tally {
     pub cases: usize,
     /// States that were put in force.
     pub steps: usize,
+    /// How many of these have other pods than the nine, or nine with other ports.
+    pub other_pods: usize,
     /// Connections tried between the nine pods and those that cases add.
     pub cells: usize,
     /// Connections tried to and from hosts outside that stand for the blocks of policies.
@@ -65,11 +67,11 @@ impl Tally {
     /// # Panics
     /// In those cases, or if the figures cannot be written.
     pub fn report(&self, suite: &str, families: Families, through: Through) {
-        let Self { cases, steps, cells, outside, denied, wrong, took } = self;
+        let Self { cases, steps, other_pods, cells, outside, denied, wrong, took } = self;
         let number: usize = wrong.values().map(Vec::len).sum();
         println!(
-            "{suite}: families={} through={through}: {cases} cases, {steps} steps, {cells} cells between pods and {outside} \
-             with hosts outside, of them {denied} to be denied: {number} wrong, {:.1} s",
+            "{suite}: families={} through={through}: {cases} cases, {steps} steps ({other_pods} with other pods), {cells} cells between \
+             pods and {outside} with hosts outside, of them {denied} to be denied: {number} wrong, {:.1} s",
             families.name(),
             took.as_secs_f32(),
         );
@@ -89,9 +91,10 @@ impl Tally {
     }
 
     fn add(&mut self, other: Self) {
-        let Self { cases, steps, cells, outside, denied, wrong, took: _ } = other;
+        let Self { cases, steps, other_pods, cells, outside, denied, wrong, took: _ } = other;
         self.cases += cases;
         self.steps += steps;
+        self.other_pods += other_pods;
         self.cells += cells;
         self.outside += outside;
         self.denied += denied;
@@ -159,7 +162,7 @@ fn node(agent: &Path, families: Families, through: Through) -> Result<Sandbox> {
 
 fn try_case(sandbox: &mut Sandbox, families: Families, through: Through, case: &Case) -> Result<Tally> {
     let mut tally = Tally { cases: 1, ..Tally::default() };
-    for (number, Step { manifests, expected }) in case.steps.iter().enumerate() {
+    for (number, Step { manifests, expected, changes_pods }) in case.steps.iter().enumerate() {
         let mut manifests = manifests.clone();
         if through == Through::Service {
             manifests.extend(services::objects(families));
@@ -188,11 +191,24 @@ fn try_case(sandbox: &mut Sandbox, families: Families, through: Through, case: &
                 tally.wrong.entry(step).or_default().push(in_words(answered, &others.join(", ")));
             }
         }
-        let pairs = PODS.len() * PODS.len();
-        ensure!(matrix.len() >= pairs, "step {}: only {} cells were tried", number + 1, matrix.len());
+        let is_between_pods =
+            |answered: &&Answered| matches!((&answered.cell.from, &answered.cell.to), (End::Pod(_), End::Pod(_)));
+        let (tried, there_are) = (matrix.iter().filter(is_between_pods).count(), all_cells(sandbox, families, through));
+        let unchanged = PODS.len() * PODS.len() * ports().count() * Family::of(families).len();
+        ensure!(tried == there_are, "step {}: {tried} cells were tried, and there are {there_are}", number + 1);
+        ensure!(*changes_pods || tried == unchanged, "step {}: {tried} cells instead of {unchanged}", number + 1);
+        tally.other_pods += usize::from(*changes_pods);
     }
     ensure!(tally.steps > 0, "it has no steps");
     Ok(tally)
+}
+
+/// How many cells there are between pods: each to each on all ports of the second one, in each family.
+fn all_cells(sandbox: &Sandbox, families: Families, through: Through) -> usize {
+    let pods = sandbox.cluster().pods.values();
+    let tried = pods.filter(|pod| through == Through::Pod || PODS.contains(&pod.name.to_string().as_str()));
+    let (pods, ports) = tried.fold((0, 0), |(pods, ports), pod| (pods + 1, ports + declared_ports(pod).len()));
+    pods * ports * Family::of(families).len()
 }
 
 /// Cells between pods that have Services: hosts outside do not know the way to those, and pods that a case adds have none.

@@ -90,6 +90,9 @@ fn every_case(families: Families, through: Through) {
     let cases: Vec<Case> = groups(families).into_iter().flat_map(|(_, cases)| cases).collect();
     let tally = run(&agent_binary(), families, through, &cases).expect("run");
     assert_eq!(tally.cases, 230, "none is left out");
+    // A pod is created in a namespace that is there, and one in a namespace that is created with it. All other steps have
+    // 9×9 pairs with six ports in each family, or `run` fails.
+    assert_eq!(tally.other_pods, 2, "steps with other pods than the nine");
     tally.report("combinations", families, through);
 }
 

@@ -1,16 +1,19 @@
 //! Who is who: the own node and others, host-network pods, pods that end, are replaced, or have an address that was
 //! another's, and labels that change (W1 to W12 of docs/semantics.md).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::process::Command;
 
+use anyhow::{Context, Result};
 use netpol_policy::model::{ObjectName, Protocol};
 use netpol_suites::{agent_binary, cells};
 use netpol_testbed::namespace::Namespace;
+use netpol_testbed::node::BRIDGE;
 use netpol_testbed::probe::{self, Outcome, Probe};
 use netpol_testbed::sandbox::cells::End;
 use netpol_testbed::sandbox::{Families, Options, Policies, Sandbox};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 /// Its name in rows of the conformance table.
 const SUITE: &str = "who is who";
@@ -114,6 +117,24 @@ impl Shop {
         assert!(wrong.is_empty(), "the oracle disagrees: {wrong:#?}");
     }
 
+    /// Connects from the link-local address of the pod bridge.
+    fn connect_from_the_link(&self, to: Ipv6Addr) -> Result<()> {
+        self.0.node().place().run(|| {
+            // `fe80000000000000000000fffe000001 02 40 20 80 cni0`: address, index, length, scope (20 is the link), flags.
+            let table = "/proc/thread-self/net/if_inet6";
+            let text = std::fs::read_to_string(table).context(table)?;
+            let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let row = words.filter(|words| words.get(3) == Some(&"20")).find(|words| words.last() == Some(&BRIDGE));
+            let row = row.with_context(|| format!("no address of the link on {BRIDGE}: {text}"))?;
+            let own = Ipv6Addr::from(u128::from_str_radix(row[0], 16)?);
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).context("socket")?;
+            let own = SocketAddrV6::new(own, 0, 0, u32::from_str_radix(row[1], 16)?);
+            socket.bind(&own.into()).with_context(|| format!("bind {own}"))?;
+            let to = SocketAddrV6::new(to, PORT, 0, 0);
+            socket.connect_timeout(&to.into(), probe::TIMEOUT).with_context(|| format!("{own} to {to}"))
+        })
+    }
+
     /// Gives the node more addresses: a second uplink's, and some that are on no link.
     fn add_node_addresses(&self) -> Vec<IpAddr> {
         let lines = [
@@ -152,6 +173,13 @@ fn w2_the_own_node_gets_in_from_each_of_its_addresses_and_another_node_does_not(
     assert_eq!(own.len(), 8, "uplink, pod bridge, a second link and the loopback, in both families");
     let server = shop.addresses("server");
     shop.expect_from(shop.0.node().network(), &own, &server, &Outcome::Allow);
+    for address in &server {
+        if let IpAddr::V6(address) = address {
+            let outcome = shop.connect_from_the_link(*address);
+            cells::report(SUITE, "ipv6", "-", 1, usize::from(outcome.is_err())).expect("the file for rows");
+            outcome.expect("a connection from the node's link-local address");
+        }
+    }
     shop.0.node().outside().add_hosts(&other).expect("another node");
     shop.expect_from(shop.0.node().outside().network(), &other, &server, &Outcome::Deny);
     // It is an address as others are: a block lets it in, and the own node is in without any.

@@ -1,26 +1,26 @@
-//! What must be true, one function for each case.
+//! What must be true of Services that stay as they are, for connections from pods; one function for each case.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use netpol_policy::model::Protocol;
 use netpol_suites::backends::{self, Tally};
 use netpol_suites::kernel::{self, Feature};
-use netpol_testbed::probe::{Outcome, TIMEOUT};
+use netpol_testbed::probe::Outcome;
 use serde_json::{Value, json};
 
-use super::service::{Exposed, PORT, Service, egress, slice, to_blue};
+use super::outside::{EXTERNAL, addresses, balance};
+use super::service::{Exposed, PORT, Service, alone, anywhere, egress, slice, to_blue, to_color};
 use super::town::{BACKENDS, MANY, PORTS, STRANGER, Town};
 
 const FAMILIES: [usize; 2] = [0, 1];
 
 /// All four, at one port.
-fn all_at(port: u16) -> Vec<(&'static str, u16)> {
+pub(crate) fn all_at(port: u16) -> Vec<(&'static str, u16)> {
     BACKENDS.map(|pod| (pod, port)).to_vec()
 }
 
-fn is_blue(town: &Town, backend: SocketAddr) -> bool {
+pub(crate) fn is_blue(town: &Town, backend: SocketAddr) -> bool {
     ["web-1", "web-3", "host"]
         .iter()
         .any(|pod| FAMILIES.iter().any(|family| town.address(pod, *family) == backend.ip()))
@@ -28,7 +28,7 @@ fn is_blue(town: &Town, backend: SocketAddr) -> bool {
 
 /// Opens many connections from `client`, and fails unless exactly those to allowed backends are answered, and every
 /// backend is among those that were picked.
-fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) -> Tally {
+pub(crate) fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) -> Tally {
     let tally = town.tally("client", to, service.protocol, MANY).unwrap();
     town.report(to.ip(), MANY, tally.wrong(&allowed) + tally.untracked);
     let wrong = |backends: Vec<&SocketAddr>| format!("{backends:?} at {to}: {tally:?}\n{}", town.tail());
@@ -46,7 +46,7 @@ fn judge(town: &Town, to: SocketAddr, service: &Service<'_>, allowed: impl Fn(So
 }
 
 /// Fails unless this many connections of [`MANY`] were answered, and the others were not.
-fn expect(town: &Town, to: SocketAddr, tally: &Tally, answered: usize, what: &str) {
+pub(crate) fn expect(town: &Town, to: SocketAddr, tally: &Tally, answered: usize, what: &str) {
     town.report(to.ip(), MANY, tally.answered().abs_diff(answered));
     assert_eq!((tally.answered(), tally.silent()), (answered, MANY - answered), "{what} {to}: {tally:?}");
 }
@@ -58,7 +58,7 @@ fn expect_one(town: &Town, to: IpAddr, observed: &Outcome, expected: &Outcome, w
 }
 
 /// At each ClusterIP.
-fn judge_all(town: &Town, exposed: &Exposed, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) {
+pub(crate) fn judge_all(town: &Town, exposed: &Exposed, service: &Service<'_>, allowed: impl Fn(SocketAddr) -> bool) {
     for address in &exposed.addresses {
         let _tally = judge(town, SocketAddr::new(*address, PORT), service, &allowed);
     }
@@ -119,72 +119,21 @@ pub(crate) fn a_node_port_from_a_pod_is_judged_by_its_backend(town: &mut Town) {
     }
 }
 
-/// Ingress of blue pods from these blocks only.
-fn ingress_from(blocks: &[String]) -> Value {
-    let from: Vec<Value> = blocks.iter().map(|block| json!({ "ipBlock": { "cidr": block } })).collect();
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "blue" },
-        "spec": {
-            "podSelector": { "matchLabels": { "color": "blue", "app": "web" } },
-            "policyTypes": ["Ingress"], "ingress": [{ "from": from }],
-        },
-    })
-}
-
-fn alone(address: &IpAddr) -> String {
-    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
-}
-
-pub(crate) fn a_node_port_from_outside_shows_the_policy_what_the_proxy_left(town: &mut Town) {
-    let strangers = STRANGER.map(|address| address.parse::<IpAddr>().unwrap());
-    let outside = town.node().outside().network();
-    // A pod on this node is judged by this agent, and masqueraded traffic leaves by its bridge.
-    let own = town.node().gateways();
-    for (policy, allowed, blocks) in [
-        // The source is kept, and the policy names it.
-        ("Local", true, strangers.iter().map(alone).collect::<Vec<_>>()),
-        ("Local", false, own.iter().map(alone).collect()),
-        // The source is an address of the node, and not the node itself.
-        ("Cluster", false, strangers.iter().map(alone).collect()),
-        ("Cluster", true, own.iter().map(alone).collect()),
-    ] {
-        let service = Service::new("web", Protocol::Tcp, &[("web-1", PORTS[0])])
-            .with(json!({ "type": "NodePort", "externalTrafficPolicy": policy }));
-        let exposed = service.expose(town);
-        town.apply(&ingress_from(&blocks));
-        for (address, source) in town.node().addresses().into_iter().zip(strangers) {
-            let to = SocketAddr::new(address, exposed.node_port.unwrap());
-            let tally = town.tally_from(outside, source, to, Protocol::Tcp, MANY).unwrap();
-            expect(town, to, &tally, if allowed { MANY } else { 0 }, &format!("{policy} {blocks:?}"));
-        }
-        town.clear();
-    }
-}
-
 pub(crate) fn external_and_load_balancer_addresses_are_judged_by_their_backends(town: &mut Town) {
-    let external = ["203.0.113.80", "2001:db8:113::80"];
-    let balanced = ["203.0.113.81", "2001:db8:113::81"];
     let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0]))
-        .with(json!({ "type": "LoadBalancer", "externalIPs": external }));
+        .with(json!({ "type": "LoadBalancer", "externalIPs": EXTERNAL }));
     let exposed = service.expose(town);
-    let ingress: Vec<Value> = balanced.iter().map(|ip| json!({ "ip": ip, "ipMode": "VIP" })).collect();
-    let status = json!({ "status": { "loadBalancer": { "ingress": ingress } } }).to_string();
-    let patch = ["patch", "service", "web", "--namespace", super::town::NAMESPACE, "--subresource=status"];
-    let _patched = town.admin().kubectl(&[&patch[..], &["--type=merge", "--patch", &status]].concat()).unwrap();
-    for address in external.iter().chain(&balanced) {
-        let to = SocketAddr::new(address.parse().unwrap(), PORT);
-        town.wait_for_proxy(to, Protocol::Tcp, &service.reached(town, usize::from(to.is_ipv6())));
+    balance(town, &service);
+    // As addresses outside of the cluster they are allowed to nobody.
+    town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
+    for to in addresses() {
+        let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
     }
     // Everything but the cluster's pods is allowed, the Service's addresses with it: green ones are not.
     let mut rules = to_blue(&json!(PORTS[0]), Protocol::Tcp);
-    let blocks = json!({ "to": [
-        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"] } },
-        { "ipBlock": { "cidr": "::/0", "except": ["fd00:10:244::/56"] } },
-    ]});
-    rules.as_array_mut().unwrap().push(blocks);
+    rules.as_array_mut().unwrap().extend(anywhere().as_array().unwrap().clone());
     town.apply(&egress(&rules));
-    for address in external.iter().chain(&balanced) {
-        let to = SocketAddr::new(address.parse().unwrap(), PORT);
+    for to in addresses() {
         let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
     }
     judge_all(town, &exposed, &service, |backend| is_blue(town, backend));
@@ -219,17 +168,50 @@ pub(crate) fn a_service_without_selector_is_judged_by_the_addresses_of_its_slice
 pub(crate) fn session_affinity_does_not_get_round_a_policy(town: &mut Town) {
     let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0])).with(json!({ "sessionAffinity": "ClientIP" }));
     let exposed = service.expose(town);
-    for address in &exposed.addresses {
+    // The proxy draws one backend in each family, while nothing isolates the client.
+    let drawn = exposed.addresses.iter().map(|address| {
         let to = SocketAddr::new(*address, PORT);
         town.wait("the proxy knows the Service", |town| {
             let tally = town.tally("client", to, Protocol::Tcp, 8)?;
             if tally.answered() == 8 { Ok(()) } else { bail!("{tally:?}") }
         });
+        let tally = town.tally("client", to, Protocol::Tcp, 8).unwrap();
+        assert_eq!(tally.answered.len(), 1, "one client, one backend: {tally:?}");
+        (to, *tally.answered.keys().next().unwrap())
+    });
+    let drawn: Vec<(SocketAddr, SocketAddr)> = drawn.collect();
+    // Whichever they are, each is denied once and allowed once, and neither moves the client to another backend.
+    for (to, backend) in drawn {
+        let (own, other) = if is_blue(town, backend) { ("blue", "green") } else { ("green", "blue") };
+        for (color, answered) in [(other, 0), (own, MANY), (other, 0)] {
+            town.apply(&egress(&to_color(color, &json!(PORTS[0]), Protocol::Tcp)));
+            let tally = judge(town, to, &service, |backend| is_blue(town, backend) == (color == "blue"));
+            assert_eq!(tally.answered(), answered, "{to} leads to {backend}: {tally:?}");
+            assert!(tally.answered.keys().chain(tally.silent.keys()).eq([&backend]), "{backend} no more: {tally:?}");
+        }
     }
-    town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
-    for address in &exposed.addresses {
-        let tally = judge(town, SocketAddr::new(*address, PORT), &service, |backend| is_blue(town, backend));
-        assert_eq!(tally.answered.len() + tally.silent.len(), 1, "one client, one backend: {tally:?}");
+}
+
+pub(crate) fn the_pods_of_a_headless_service_are_judged_at_the_senders_interface(town: &mut Town) {
+    let service = Service::new("headless", Protocol::Tcp, &all_at(PORTS[0])).with(json!({ "clusterIP": "None" }));
+    let exposed = service.expose(town);
+    assert_eq!(exposed.addresses, Vec::<IpAddr>::new(), "nothing that a proxy could rewrite");
+    let of_all = json!([{ "to": [{ "podSelector": { "matchLabels": { "app": "web" } } }] }]);
+    // What was denied first: connection tracking remembers what was answered.
+    for (rules, allowed) in [
+        (anywhere(), &["", ""][..]),
+        (to_blue(&json!(PORTS[0]), Protocol::Tcp), &["web-1", "web-3"]),
+        (of_all, &BACKENDS),
+    ] {
+        town.apply(&egress(&rules));
+        for (pod, family) in BACKENDS.iter().flat_map(|pod| FAMILIES.map(|family| (*pod, family))) {
+            let to = SocketAddr::new(town.address(pod, family), PORTS[0]);
+            let tally = town.tally("client", to, Protocol::Tcp, MANY).unwrap();
+            let answered = if allowed.contains(&pod) { MANY } else { 0 };
+            expect(town, to, &tally, answered, &format!("{pod} under {rules}"));
+            // A packet that is dropped where it is sent comes to no hook of connection tracking; a deferred one would.
+            assert_eq!(tally.untracked, MANY - answered, "{pod} under {rules}: {tally:?}");
+        }
     }
 }
 
@@ -264,26 +246,6 @@ pub(crate) fn a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole(town: &m
     }
 }
 
-pub(crate) fn an_address_that_loses_its_last_backend_leads_nowhere_and_comes_back(town: &mut Town) {
-    let service = Service::new("web", Protocol::Tcp, &[("web-3", PORTS[0])]);
-    let exposed = service.expose(town);
-    town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
-    judge_all(town, &exposed, &service, |_| true);
-    let kinds = ["delete", "endpointslices", "--all", "--namespace", super::town::NAMESPACE];
-    let _deleted = town.admin().kubectl(&kinds).unwrap();
-    for address in &exposed.addresses {
-        let to = SocketAddr::new(*address, PORT);
-        town.wait("nobody answers", |town| {
-            let source = town.address("client", usize::from(to.is_ipv6()));
-            // Refused by the proxy, or silent: what it says to that is not ours.
-            let shots = backends::burst(town.network("client"), source, to, Protocol::Tcp, 20)?;
-            if shots.iter().all(|shot| shot.outcome != Outcome::Allow) { Ok(()) } else { bail!("{shots:?}") }
-        });
-    }
-    let exposed = service.expose(town);
-    judge_all(town, &exposed, &service, |_| true);
-}
-
 pub(crate) fn a_pod_that_reaches_itself_through_a_service_is_judged_as_itself(town: &mut Town) {
     let service = Service::new("self", Protocol::Tcp, &[("client", PORTS[0])]);
     let exposed = service.expose(town);
@@ -309,85 +271,5 @@ pub(crate) fn a_pod_that_reaches_itself_through_a_service_is_judged_as_itself(to
                 expect_one(town, own, &shot.outcome, &Outcome::Allow, "directly");
             }
         }
-    }
-}
-
-/// A connection that outlives a probe.
-struct Connection {
-    stream: TcpStream,
-    to: IpAddr,
-}
-
-impl Connection {
-    fn open(town: &Town, to: SocketAddr) -> Self {
-        let stream = town.network("client").place().run(|| TcpStream::connect(to).context("connect")).unwrap();
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        Self { stream, to: to.ip() }
-    }
-
-    fn exchange(&mut self) -> Outcome {
-        let sent = b"still there?";
-        let mut answer = [0; 12];
-        match self.stream.write_all(sent).and_then(|()| self.stream.read_exact(&mut answer)) {
-            Ok(()) if &answer == sent => Outcome::Allow,
-            Ok(()) => Outcome::Error("something else came back".to_owned()),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Outcome::Deny,
-            Err(error) => Outcome::Error(error.to_string()),
-        }
-    }
-}
-
-pub(crate) fn a_connection_lives_as_long_as_its_backend_is_allowed_whatever_becomes_of_the_service(town: &mut Town) {
-    for (pod, gone) in [("web-1", false), ("web-3", false), ("web-1", true), ("web-3", true)] {
-        let service = Service::new("web", Protocol::Tcp, &[(pod, PORTS[0])]);
-        let exposed = service.expose(town);
-        town.apply(&egress(&to_blue(&json!(PORTS[0]), Protocol::Tcp)));
-        let mut connections: Vec<Connection> =
-            exposed.addresses.iter().map(|address| Connection::open(town, SocketAddr::new(*address, PORT))).collect();
-        let all = |connections: &mut Vec<Connection>, expected: &Outcome, when: &str| {
-            for connection in connections {
-                let observed = connection.exchange();
-                expect_one(town, connection.to, &observed, expected, &format!("{pod}, {when}"));
-            }
-        };
-        all(&mut connections, &Outcome::Allow, "at first");
-        if gone {
-            let delete = ["delete", "services,endpointslices", "--all", "--namespace", super::town::NAMESPACE];
-            let _deleted = town.admin().kubectl(&delete).unwrap();
-        } else {
-            // Other backends from now on: what is open stays where it is.
-            let _exposed = Service::new("web", Protocol::Tcp, &[("web-2", PORTS[0]), ("web-4", PORTS[0])]).expose(town);
-        }
-        all(&mut connections, &Outcome::Allow, "after the Service has changed");
-        town.apply(&egress(&json!([])));
-        all(&mut connections, &Outcome::Deny, "after the permission was revoked");
-        town.clear();
-    }
-}
-
-pub(crate) fn a_service_that_the_agent_does_not_know_yet_leaks_nothing(town: &mut Town) {
-    // The whole world but the cluster's pods: ClusterIPs are in it.
-    let mut rules = to_blue(&json!(PORTS[0]), Protocol::Tcp);
-    rules.as_array_mut().unwrap().push(json!({ "to": [
-        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"] } },
-        { "ipBlock": { "cidr": "::/0", "except": ["fd00:10:244::/56"] } },
-    ]}));
-    town.apply(&egress(&rules));
-    town.relay().silence(true);
-    let service = Service::new("web", Protocol::Tcp, &all_at(PORTS[0])).with(json!({
-        "externalIPs": ["203.0.113.90", "2001:db8:113::90"],
-    }));
-    let exposed = service.expose_unseen(town);
-    let external = ["203.0.113.90", "2001:db8:113::90"].map(|address| address.parse::<IpAddr>().unwrap());
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for address in exposed.addresses.iter().copied().chain(external) {
-            let to = SocketAddr::new(address, PORT);
-            town.wait_for_proxy(to, Protocol::Tcp, &service.reached(town, usize::from(to.is_ipv6())));
-            let _tally = judge(town, to, &service, |backend| is_blue(town, backend));
-        }
-    }));
-    town.relay().silence(false);
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
     }
 }

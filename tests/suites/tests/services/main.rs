@@ -5,6 +5,9 @@
 //! of every single one, and holds its outcome against what the policy says of that backend.
 
 mod cases;
+mod changes;
+mod connections;
+mod outside;
 mod proxy;
 mod service;
 mod town;
@@ -56,29 +59,31 @@ impl std::ops::DerefMut for Borrowed {
 
 /// Every case in every mode: tests are run in order of their names, so one mode after the other.
 macro_rules! in_both_modes {
-    ($($case:ident),* $(,)?) => {
+    ($($module:ident::$case:ident),* $(,)?) => {
         mod iptables {
-            $(#[test] fn $case() { super::cases::$case(&mut super::town(super::Mode::Iptables)); })*
+            $(#[test] fn $case() { super::$module::$case(&mut super::town(super::Mode::Iptables)); })*
         }
         mod nftables {
-            $(#[test] fn $case() { super::cases::$case(&mut super::town(super::Mode::Nftables)); })*
+            $(#[test] fn $case() { super::$module::$case(&mut super::town(super::Mode::Nftables)); })*
         }
     };
 }
 
 in_both_modes! {
-    a_cluster_ip_is_judged_by_the_backend_that_the_proxy_picks,
-    a_target_port_by_name_is_judged_by_the_number_that_each_backend_gives_it,
-    datagrams_to_a_cluster_ip_are_judged_like_connections,
-    associations_to_a_cluster_ip_are_judged_like_connections,
-    a_node_port_from_a_pod_is_judged_by_its_backend,
-    a_node_port_from_outside_shows_the_policy_what_the_proxy_left,
-    external_and_load_balancer_addresses_are_judged_by_their_backends,
-    a_service_without_selector_is_judged_by_the_addresses_of_its_slices,
-    session_affinity_does_not_get_round_a_policy,
-    a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole,
-    an_address_that_loses_its_last_backend_leads_nowhere_and_comes_back,
-    a_pod_that_reaches_itself_through_a_service_is_judged_as_itself,
-    a_connection_lives_as_long_as_its_backend_is_allowed_whatever_becomes_of_the_service,
-    a_service_that_the_agent_does_not_know_yet_leaks_nothing,
+    cases::a_cluster_ip_is_judged_by_the_backend_that_the_proxy_picks,
+    cases::a_target_port_by_name_is_judged_by_the_number_that_each_backend_gives_it,
+    cases::datagrams_to_a_cluster_ip_are_judged_like_connections,
+    cases::associations_to_a_cluster_ip_are_judged_like_connections,
+    cases::a_node_port_from_a_pod_is_judged_by_its_backend,
+    cases::external_and_load_balancer_addresses_are_judged_by_their_backends,
+    cases::a_service_without_selector_is_judged_by_the_addresses_of_its_slices,
+    cases::session_affinity_does_not_get_round_a_policy,
+    cases::the_pods_of_a_headless_service_are_judged_at_the_senders_interface,
+    cases::a_backend_on_the_node_itself_is_allowed_or_not_as_a_whole,
+    cases::a_pod_that_reaches_itself_through_a_service_is_judged_as_itself,
+    changes::an_address_that_loses_its_last_backend_is_judged_by_where_it_leads,
+    changes::a_connection_lives_as_long_as_its_backend_is_allowed_whatever_becomes_of_the_service,
+    changes::a_service_that_the_agent_does_not_know_yet_leaks_nothing,
+    outside::a_node_port_from_outside_shows_the_policy_what_the_proxy_left,
+    outside::external_and_load_balancer_addresses_from_outside_show_the_policy_what_the_proxy_left,
 }

@@ -11,6 +11,8 @@ use netpol_testbed::control_plane::Client;
 use netpol_testbed::node::Node;
 use netpol_testbed::place::Place;
 use netpol_testbed::process::Process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -36,6 +38,16 @@ pub(crate) struct KubeProxy {
     process: Process,
     place: Place,
     _folder: TempDir,
+}
+
+/// A kube-proxy that is stopped; dropping this lets it go on.
+pub(crate) struct Paused(Pid);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // It fails only if the process has ended, and then there is nothing to go on.
+        let _ended = kill(self.0, Signal::SIGCONT);
+    }
 }
 
 /// Pods of all nodes: what comes from elsewhere is from outside of the cluster.
@@ -72,6 +84,13 @@ impl KubeProxy {
     /// Fails if it has ended.
     pub(crate) fn check(&mut self) -> Result<()> {
         self.process.check()
+    }
+
+    /// Stops it where it is: it hears of nothing, and its rules stay in force.
+    pub(crate) fn pause(&self) -> Result<Paused> {
+        let process = Pid::from_raw(i32::try_from(self.process.id()).context("a process id")?);
+        kill(process, Signal::SIGSTOP).context("kill")?;
+        Ok(Paused(process))
     }
 
     fn wait(&mut self) -> Result<()> {

@@ -65,9 +65,10 @@ impl<'a> Service<'a> {
     fn read(&self, town: &Town) -> Exposed {
         let path = format!("/api/v1/namespaces/{}/services/{}", super::town::NAMESPACE, self.name);
         let stored = town.admin().get(&path).unwrap();
-        let addresses = stored["spec"]["clusterIPs"].as_array().unwrap();
+        let addresses =
+            stored["spec"]["clusterIPs"].as_array().unwrap().iter().map(|address| address.as_str().unwrap());
         Exposed {
-            addresses: addresses.iter().map(|address| address.as_str().unwrap().parse().unwrap()).collect(),
+            addresses: addresses.filter(|address| *address != "None").map(|address| address.parse().unwrap()).collect(),
             node_port: stored["spec"]["ports"][0]["nodePort"].as_u64().map(|port| u16::try_from(port).unwrap()),
         }
     }
@@ -138,7 +139,7 @@ pub(crate) fn slice(service: &Service<'_>, kind: &str, number: usize, port: u16,
 /// A Service that exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Exposed {
-    /// ClusterIPs, IPv4 first.
+    /// ClusterIPs, IPv4 first; none if it is headless.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) node_port: Option<u16>,
 }
@@ -153,8 +154,26 @@ pub(crate) fn egress(rules: &Value) -> Value {
 
 /// A rule that allows what [`egress`] selects to reach blue pods at a port.
 pub(crate) fn to_blue(port: &Value, protocol: Protocol) -> Value {
+    to_color("blue", port, protocol)
+}
+
+/// The same for pods of any color.
+pub(crate) fn to_color(color: &str, port: &Value, protocol: Protocol) -> Value {
     json!([{
-        "to": [{ "podSelector": { "matchLabels": { "color": "blue" } } }],
+        "to": [{ "podSelector": { "matchLabels": { "color": color } } }],
         "ports": [{ "port": port, "protocol": protocol.name() }],
     }])
+}
+
+/// A rule that allows the whole world but the cluster's pods: all addresses of Services are in it.
+pub(crate) fn anywhere() -> Value {
+    json!([{ "to": [
+        { "ipBlock": { "cidr": "0.0.0.0/0", "except": ["10.244.0.0/16"] } },
+        { "ipBlock": { "cidr": "::/0", "except": ["fd00:10:244::/56"] } },
+    ]}])
+}
+
+/// The block of one address.
+pub(crate) fn alone(address: &IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }

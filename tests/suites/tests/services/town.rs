@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ use netpol_testbed::pod::{Pod, PodSpec};
 use netpol_testbed::servers::{Listen, Served, Servers};
 use serde_json::{Value, json};
 
-use super::proxy::{KubeProxy, Mode};
+use super::proxy::{KubeProxy, Mode, Paused};
+use super::service::{PORT, alone};
 
 /// The namespace of all pods here.
 pub(crate) const NAMESPACE: &str = "shop";
@@ -36,6 +38,9 @@ pub(crate) const PORTS: [u16; 2] = [8080, 8081];
 
 /// A host outside of the cluster.
 pub(crate) const STRANGER: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
+
+/// Hosts outside that serve the port of the Services here, which claim these addresses as external ones.
+pub(crate) const FOREIGN: [&str; 2] = ["203.0.113.85", "2001:db8:113::85"];
 
 /// Longer than anything waits for here: machines are busy.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -119,6 +124,8 @@ impl Town {
         }
         let strangers = STRANGER.map(|address| address.parse().unwrap());
         listen.extend(places(&strangers));
+        let foreign = FOREIGN.map(|address| address.parse().unwrap());
+        listen.extend(foreign.map(|address| Listen { address, protocol: Protocol::Tcp, port: PORT }));
         let hosts: BTreeSet<IpAddr> = listen.iter().map(|listen| listen.address).collect();
         self.node.outside().add_hosts(&Vec::from_iter(hosts)).unwrap();
         self.remote = Some(self.servers.listen(self.node.outside().network(), &listen).unwrap());
@@ -220,6 +227,42 @@ impl Town {
         stored["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
     }
 
+    /// Removes all objects of some kinds, and waits until the agent has seen that they are gone.
+    pub(crate) fn remove(&self, kinds: &str) {
+        self.admin().kubectl(&["delete", kinds, "--all", "--namespace", NAMESPACE]).unwrap();
+        // Nobody tells which version a deletion had. Events of a kind come in order: what is made now is seen after it.
+        for kind in kinds.split(',') {
+            self.apply(&match kind {
+                "services" => json!({
+                    "apiVersion": "v1", "kind": "Service", "metadata": { "name": "later" },
+                    "spec": { "clusterIP": "None", "ports": [{ "port": PORT }] },
+                }),
+                "endpointslices" => json!({
+                    "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": { "name": "later" },
+                    "addressType": "IPv4", "endpoints": [], "ports": [],
+                }),
+                other => panic!("{other} are not removed here"),
+            });
+        }
+    }
+
+    /// Stops the proxy where it is, until the value is dropped: what it has told the kernel stays in force.
+    pub(crate) fn pause_proxy(&self) -> Paused {
+        self.proxy.pause().unwrap()
+    }
+
+    /// Makes the router outside send these addresses to the node, as one does that a load balancer has told so.
+    pub(crate) fn route_to_node(&self, addresses: &[IpAddr]) {
+        for address in addresses {
+            let node = self.node.addresses()[usize::from(address.is_ipv6())];
+            let line = format!("route replace {} via {node} dev uplink onlink", alone(address));
+            let mut command = Command::new("ip");
+            command.args(line.split(' '));
+            self.node.outside().network().place().prepare(&mut command).unwrap();
+            assert!(command.status().unwrap().success(), "ip {line}");
+        }
+    }
+
     /// Removes all policies, Services and endpoint slices, and what is tracked of connections.
     pub(crate) fn clear(&self) {
         let kinds = "networkpolicies,services,endpointslices";
@@ -284,11 +327,14 @@ impl Town {
         serde_json::from_str(&text).context("/v1/applied is not JSON")
     }
 
-    /// What the agent has logged lately.
+    /// What the agent has dropped, and what it has logged lately.
     pub(crate) fn tail(&self) -> String {
+        let metrics = self.agent.as_ref().and_then(|agent| agent.get("/metrics").ok()).unwrap_or_default();
+        let dropped = metrics.lines().filter(|line| line.starts_with("netpol_dropped_packets_total{"));
+        let dropped = dropped.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>().join("\n");
         let log = self.agent.as_ref().map(Agent::log).transpose().ok().flatten().unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        format!("{dropped}\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
     }
 }
 
