@@ -16,7 +16,7 @@ fn noticed(
     compare: impl Fn(&World, &MemoryTables) -> Result<(), String>,
 ) -> (usize, usize) {
     let (mut spoiled, mut noticed) = (0, 0);
-    for seed in 0..20 {
+    for seed in 0..30 {
         let (world, mut tables) = compiled(seed);
         assert_eq!(compare(&world, &tables), Ok(()), "seed {seed}");
         if spoil(&mut tables) {
@@ -41,7 +41,7 @@ fn tables_without_rules_are_noticed_by_cells_and_by_packets() {
     let by_packets =
         |world: &World, tables: &MemoryTables| of_packets(world, tables, 3, &mut Random::new(1), &mut Tally::default());
     for (found, spoiled) in [noticed(without_rules, by_cells), noticed(without_rules, by_packets)] {
-        assert!(spoiled > 5 && found > spoiled / 2, "{found} of {spoiled}");
+        assert!(spoiled >= 8 && found > spoiled / 2, "{found} of {spoiled}");
     }
 }
 
